@@ -1,0 +1,114 @@
+"""A client connection, as policies see it, and what happens on it beyond mail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+from typing import Literal, TypeAlias, final
+
+from mailgate.errors import TooLate
+from mailgate.invocation import CURRENT, may, require
+from mailgate.stage import Capability
+from mailgate.syntax import check_host_name
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+_NO_MACROS: Mapping[str, str] = MappingProxyType({})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """What is known of a connection's encryption; ``None`` where the protocol does not tell."""
+
+    version: str
+    cipher: str | None = None
+    bits: int | None = None
+    subject: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """One client connection.  Read-only for policies; adapters tell it facts with `learn`.
+
+    ``client`` is None for a local socket (``local_socket``) and where the server tells an
+    address that is none.  ``rdns_verified`` is the forward-confirmed reverse
+    DNS (RFC 8601 3), None where it is not known.  ``esmtp`` is None before HELO.  ``direction``
+    is "out" for the outgoing sessions that OpenSMTPD reports to ``event`` handlers.
+    """
+
+    id: str
+    adapter: str
+    client: IPAddress | None = None
+    client_port: int = 0
+    local_socket: bool = False
+    server: IPAddress | None = None
+    server_port: int = 0
+    rdns: str | None = None
+    rdns_verified: bool | None = None
+    helo: str = ""
+    esmtp: bool | None = None
+    tls: TLS | None = None
+    user: str | None = None
+    macros: Mapping[str, str] = field(default_factory=lambda: _NO_MACROS)
+    direction: Literal["in", "out"] = "in"
+    state: dict[object, object] = field(default_factory=dict, repr=False)
+
+    @property
+    def local(self) -> bool:
+        """Tell whether the client is this host: a local socket or a loopback address."""
+        return self.local_socket or (self.client is not None and self.client.is_loopback)
+
+    def learn(self, **facts: object) -> None:
+        """Set facts that the wire has told; for adapters."""
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    def greet(self, name: str, esmtp: bool | None) -> None:
+        """Set what a greeting tells; as `learn`, and fast."""
+        object.__setattr__(self, "helo", name)
+        object.__setattr__(self, "esmtp", esmtp)
+
+    def can(self, capability: Capability) -> bool:
+        """Tell whether the running handler may use an action or trust a fact here and now."""
+        return may(capability)
+
+    def change_helo(self, name: str) -> None:
+        """Give the server another greeting name; only in ``helo``, needs ``change_helo``.
+
+        Raises ValueError unless it is a host name or an address literal.
+        """
+        require("change_helo", "session.change_helo()")
+        invocation = CURRENT.get()
+        checked = check_host_name(name)
+        if invocation is not None:
+            if not invocation.live or invocation.session is not self:
+                raise TooLate("session.change_helo() after its handler")
+            if invocation.undo is None:
+                invocation.undo = self.helo
+        self.learn(helo=checked)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A login that a client tries; ``user`` is None where the wire does not show it.
+
+    ``password`` is there only in handlers with ``needs={"credentials"}``; it is never printed.
+    """
+
+    method: str
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a wire reports beyond the stages; the adapter's page lists its events."""
+
+    name: str
+    fields: Mapping[str, str]

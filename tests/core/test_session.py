@@ -1,0 +1,123 @@
+"""A client connection as policies see it: facts, and one thing to change."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from mailgate.errors import TooLate, Undeclared, Unsupported
+from mailgate.message import Change, Ending
+from mailgate.policy import Policy
+from mailgate.session import TLS, Attempt, Event, Session
+from mailgate.testing import Mta
+from tests.core.asking import converse, in_loop
+
+
+def session(**facts: object) -> Session:
+    made = Session("s1", "test")
+    made.learn(**facts)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("client", "socket", "local"),
+    [
+        (None, True, True),
+        (None, False, False),
+        ("127.0.0.1", False, True),
+        ("127.99.0.1", False, True),
+        ("::1", False, True),
+        ("192.0.2.1", False, False),
+        ("2001:db8::1", False, False),
+    ],
+)
+def test_who_is_local(client: str | None, socket: bool, local: bool) -> None:
+    address = ip_address(client) if client else None
+    assert session(client=address, local_socket=socket).local is local
+
+
+def test_a_session_is_read_only_for_policies() -> None:
+    with pytest.raises(AttributeError):
+        session().user = "ann"  # type: ignore[misc]
+    assert session(user="ann").user == "ann"
+
+
+def test_a_password_is_never_printed() -> None:
+    attempt = Attempt("PLAIN", "ann", "s3cret")
+    assert attempt.password == "s3cret"
+    assert "s3cret" not in repr(attempt) + str(attempt)
+
+
+@pytest.mark.parametrize("name", ["new.example", "[192.0.2.1]"])
+def test_a_greeting_can_be_changed(name: str) -> None:
+    ours = session(helo="old")
+    ours.change_helo(name)
+    assert ours.helo == name
+
+
+def test_a_greeting_is_a_host_name() -> None:
+    ours = session(helo="old")
+    with pytest.raises(ValueError, match="not a host name"):
+        ours.change_helo("a b")
+    assert ours.helo == "old"
+
+
+def test_facts_are_values() -> None:
+    assert TLS("TLSv1.3") == TLS("TLSv1.3", None, None, None)
+    assert Ending("refused") == Ending("refused", None, "")
+    assert str(Change("+", "recipient a@b")) == "+ recipient a@b"
+
+
+def test_a_greeting_is_changed_in_helo_where_it_is_declared() -> None:
+    policy = Policy()
+
+    @policy.helo
+    async def undeclared(session: Session) -> None:
+        session.change_helo("new.example")
+
+    with pytest.raises(Undeclared), Mta(policy) as mta:
+        mta.helo()
+
+
+def test_outside_handlers_everything_is_allowed() -> None:
+    assert session().can("change_helo")
+
+
+@in_loop
+async def test_a_greeting_that_a_protocol_cannot_change_is_asked_about() -> None:
+    asked: list[bool] = []
+    policy = Policy()
+
+    @policy.helo(wants={"change_helo"})
+    async def helo(session: Session) -> None:
+        asked.append(session.can("change_helo"))
+        session.change_helo("new.example")
+
+    conversation = converse(policy, capabilities={}, strict=True)
+    with pytest.raises(Unsupported, match=r"not possible in helo"):
+        await conversation.helo("old.example")
+    assert asked == [False]
+    assert conversation.session.helo == "old.example"
+
+
+@in_loop
+async def test_after_its_handler_a_greeting_is_not_changed() -> None:
+    sessions: list[Session] = []
+    policy = Policy()
+
+    @policy.helo(needs={"change_helo"})
+    async def helo(session: Session) -> None:
+        sessions.append(session)
+        sessions[0].change_helo("new.example")
+
+    assert await converse(policy).helo("first.example") is None
+    second = converse(policy, strict=True)
+    with pytest.raises(TooLate):
+        await second.helo("second.example")
+    assert [sessions[0].helo, second.session.helo] == ["new.example", "second.example"]
+
+
+def test_an_event_has_a_name_and_fields() -> None:
+    event = Event("greeting", {"hostname": "mx.example"})
+    assert (event.name, event.fields["hostname"]) == ("greeting", "mx.example")

@@ -1,0 +1,119 @@
+"""Adapters are found by entry point: ours, and those of anyone else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mailgate import Policy, Reject, Session, adapter
+from mailgate.chain import Unmet, lacking, unmet
+from mailgate.errors import ConfigError
+from mailgate.stage import CAPABILITIES, Capability, Stage
+from mailgate_opensmtpd import OpenSMTPDAdapter
+from tests.core.asking import loaded
+from tests.core.pigeon import Pigeon, install
+
+
+def test_ours_is_found_like_any_other() -> None:
+    assert "opensmtpd" in adapter.names()
+    found: object = adapter.load("opensmtpd")
+    assert found is OpenSMTPDAdapter
+
+
+def test_a_third_partys_adapter_has_no_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = adapter.names()
+    install(tmp_path, monkeypatch)
+    assert adapter.names() == sorted([*before, "pigeon"])
+    found: object = adapter.load("pigeon")
+    assert found is Pigeon
+    assert set(adapter.installed()) == set(adapter.names())
+
+
+def test_an_unknown_protocol_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown protocol 'carrier'; installed: .*opensmtpd"):
+        adapter.load("carrier")
+
+
+@pytest.mark.parametrize(
+    "entry", ["pigeon = tests.core.pigeon:Nothing", "pigeon = nowhere:Adapter"]
+)
+def test_an_adapter_that_cannot_be_loaded_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    install(tmp_path, monkeypatch, entry)
+    with pytest.raises(ConfigError, match=r"protocol 'pigeon' cannot be loaded: ") as caught:
+        adapter.load("pigeon")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_adapter_the_installation_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where mailgate is run from its sources without having been installed."""
+    monkeypatch.setattr("sys.path", [])
+    assert adapter.names() == []
+    with pytest.raises(ConfigError, match=r"pip install mailgate"):
+        adapter.load("opensmtpd")
+
+
+def missing(stage: Stage, *needs: Capability, verbs: Sequence[str] = ()) -> Unmet:
+    """Return what no protocol at all can do of a handler with these needs."""
+    policy = Policy()
+    if stage is Stage.COMMAND:
+
+        @policy.command(*verbs)
+        async def command(session: Session, verb: str, argument: str) -> Reject | None:
+            return None
+
+    else:
+
+        async def handler(*arguments: object) -> Reject | None:
+            return None
+
+        getattr(policy, stage)(needs=set(needs))(handler)
+
+    found = lacking(policy.handlers[0], {})
+    assert found is not None
+    return Unmet(found.handler, (*needs, *verbs) or found.needs)
+
+
+def able(stage: Stage, *needs: Capability) -> str:
+    """Say who could serve a handler that ours cannot."""
+    policy = Policy()
+    getattr(policy, stage)(needs=set(needs))(lambda message: None)
+    (missing,) = unmet(loaded(policy), {stage: frozenset()})
+    return adapter.able(missing)
+
+
+def test_who_could_do_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    assert re.search(r"^opensmtpd can\b", able(Stage.MAIL, "change_sender"))
+    assert re.search(r"^pigeon can\b", able(Stage.MESSAGE, "quarantine"))
+    assert re.search(r"^opensmtpd, pigeon can\b", able(Stage.MESSAGE, "tls"))
+
+
+def test_protocols_to_come_are_named_as_such() -> None:
+    said = able(Stage.MESSAGE, "add_recipient")
+    for name in set(adapter.FORTHCOMING) - set(adapter.names()):
+        assert name in said
+    if adapter.FORTHCOMING:
+        assert "not in this version" in said
+        assert "can" not in said.split()
+
+
+def test_every_adapter_says_what_it_can_in_words_that_exist() -> None:
+    for name, each in adapter.installed().items():
+        assert each.name == name
+        assert each.summary
+        for stage, can in each.capabilities.items():
+            verbs = {word for word in can if word.isupper()}
+            assert stage in Stage
+            assert can - verbs <= CAPABILITIES
+            assert not verbs or stage is Stage.COMMAND
+    for can in adapter.FORTHCOMING.values():
+        assert can <= CAPABILITIES

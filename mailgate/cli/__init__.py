@@ -1,0 +1,105 @@
+"""The command line.  Each command is a module, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+COMMANDS = {
+    "run": "Serve policies behind a mail server.",
+    "check": "Load everything, print the plan, serve nothing.",
+    "test": "Send a message through policies and print the trace.",
+    "new": "Make a policy, its test and a mailgate.toml.",
+    "protocols": "List the installed protocols and what they can do.",
+}
+"""Name -> what --help says of it, so that --help imports no command."""
+
+EX_SOFTWARE = 70  # sysexits(3)
+EX_CONFIG = 78
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported late: most of the start-up time is theirs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mailgate.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from mailgate.errors import suggestion
+
+            ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "MAILGATE",
+        "max_content_width": 79,
+    },
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of errors.")
+@click.version_option(
+    package_name="mailgate", message="mailgate %(version)s", help="Show the version."
+)
+@click.pass_context
+def group(ctx: click.Context, verbose: bool) -> None:
+    """Write a mail policy once, run it behind any MTA.
+
+    Start with: mailgate new mypolicy
+    """
+    ctx.obj["verbose"] = verbose
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the answer is no, 2 usage, 70, 78."""
+    said = {"verbose": False}
+    try:
+        sys.exit(group.main(arguments, prog_name="mailgate", obj=said, standalone_mode=False))
+    except click.exceptions.Abort:
+        sys.exit(1)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "mailgate"
+        text = " ".join(error.format_message().split())
+        click.echo(f"{command}: {text} ({command} --help says more)", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"mailgate: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if said["verbose"]:
+            import traceback
+
+            traceback.print_exc()
+        sys.exit(_say(error))
+
+
+def _say(error: Exception) -> int:
+    """Print the one line of an error; return its exit status."""
+    from mailgate.errors import ConfigError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        click.echo(text, err=True)
+        return EX_CONFIG
+    click.echo(
+        f"mailgate: internal error: {type(error).__name__}: {text} (-v says more)", err=True
+    )
+    return EX_SOFTWARE

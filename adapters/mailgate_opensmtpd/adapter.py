@@ -1,0 +1,99 @@
+"""The filter process of OpenSMTPD."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import final
+
+from mailgate import fork
+from mailgate.chain import Interest
+from mailgate.engine import Engine
+from mailgate.errors import ConfigError
+from mailgate_opensmtpd.filter import Filter
+from mailgate_opensmtpd.pipe import Pipe
+from mailgate_opensmtpd.registration import CAPABILITIES, phases, reports
+from mailgate_opensmtpd.stream import LongLines
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterOptions:
+    """The ``[opensmtpd]`` table.
+
+    ``long_lines``: a message line that smtpd cannot take back from a filter (over 1,997 octets
+    before OpenSMTPD 7.4, over 65,485 later) refuses the message (``"reject"``) or is cut
+    (``"cut"``), which is what smtpd does to it with any other filter.
+    """
+
+    long_lines: LongLines = "reject"
+
+
+@final
+class OpenSMTPDAdapter:
+    """Speaks smtpd-filters(7) on the standard streams."""
+
+    name = "opensmtpd"
+    summary = "OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout"
+    capabilities = CAPABILITIES
+    Options = FilterOptions
+
+    def __init__(self, options: FilterOptions | None = None) -> None:
+        self._options = options or FilterOptions()
+        self._input = self._output = -1
+        self._interest: Interest | None = None
+
+    def claim(self) -> None:
+        """Take the standard streams for the protocol before any policy code is there.
+
+        stdin becomes /dev/null and stdout the log.  A stray line would end smtpd, and a child
+        process would inherit stdout.
+        """
+        try:
+            self._input, self._output = (
+                fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (0, 1)
+            )
+        except OSError:
+            raise ConfigError(
+                "opensmtpd speaks on stdin and stdout, and they are closed"
+            ) from None
+        if os.isatty(self._input):
+            log.warning(
+                "waiting for smtpd on a terminal (Ctrl-D ends it): smtpd starts this command"
+            )
+        fork.keep_from_children(self._input)
+        fork.keep_from_children(self._output)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+    async def serve(self, engine: Engine) -> None:
+        """Filter until smtpd closes the pipe.  ConfigError for an smtpd that is too old or new."""
+        self._interest = engine.interest
+        pipe = Pipe(self._input, self._output)
+        try:
+            await Filter(engine, self._options.long_lines, pipe.read, pipe.write).run()
+        finally:
+            pipe.close()
+
+    def accepts(self, interest: Interest) -> str | None:
+        """Return why other policies cannot be served without a restart, or None."""
+        if self._interest is None:
+            return None
+        missing = set(phases(interest)) - set(phases(self._interest))
+        missing |= set(reports(interest)) - set(reports(self._interest))
+        if not missing:
+            return None
+        names = ", ".join(sorted(missing))
+        return f"{names} not registered when smtpd started: restart smtpd"
+
+    async def drain(self) -> None:
+        """Do nothing: the end is end of file, and smtpd would end with us before it."""
+        log.warning("told to end, and going on: smtpd would end with its filter; stop smtpd")

@@ -1,0 +1,111 @@
+"""The data files are whole and expand as their README says."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+from tests.hostile.cases import (
+    FILES,
+    VERDICTS,
+    Act,
+    Case,
+    Send,
+    Sync,
+    TooBig,
+    Wait,
+    expand,
+    fits,
+    load,
+    steps,
+    value,
+)
+
+
+def case_of(*parts: dict[str, object]) -> Case:
+    return Case("X-001", "", "", "", "opensmtpd", "ok", {}, {"hello": [{"text": "hello "}]}, parts)
+
+
+def test_every_case_is_known_by_an_id_of_its_own() -> None:
+    ids = collections.Counter(case.id for case in load())
+
+    assert ids.total() == 85 + 122 + 56 + 59
+    assert set(ids.values()) == {1}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_case_has_an_input_and_a_known_verdict(name: str) -> None:
+    for case in load(name):
+        inputs = (case.parts, case.call, case.policy_source, case.address, case.headers)
+        assert sum(bool(one) for one in inputs) == 1, case.id
+        assert case.verdict in VERDICTS, case.id
+
+
+@pytest.mark.parametrize("case", load("opensmtpd", "mime"), ids=str)
+def test_the_first_bytes_of_every_case_expand(case: Case) -> None:
+    made = steps(case)
+    assert any(isinstance(step, Send) and step.data for step in made), case.id
+
+
+def test_parts_expand_in_order() -> None:
+    case = case_of(
+        {"use": "hello"},
+        {"hex": "ff00"},
+        {"repeat": 3, "of": [{"text": "ab"}]},
+        {"count": 3, "start": 8, "format": "%d;"},
+        {"template": 2, "format": "%02x-%d%%\n"},
+    )
+
+    assert expand(case) == b"hello \xff\0ababab8;9;10;00-0%\n01-1%\n"
+
+
+def test_acts_and_chunks_are_steps_of_their_own() -> None:
+    case = case_of(
+        {"chunk": 2, "of": [{"text": "abc"}]},
+        {"sync": True},
+        {"wait_ms": 50},
+        {"no_read": True},
+        {"close": True},
+    )
+
+    assert list(steps(case)) == [
+        Send(b"ab"),
+        Send(b"c"),
+        Sync(),
+        Wait(0.05),
+        Act("no_read"),
+        Act("close"),
+    ]
+
+
+def test_a_repeated_part_comes_in_pieces() -> None:
+    case = case_of({"repeat": 5, "of": [{"text": "abc"}]})
+
+    assert list(steps(case, piece=6)) == [Send(b"abcabc"), Send(b"abcabc"), Send(b"abc")]
+
+
+def test_expanding_stops_at_its_limit() -> None:
+    case = case_of({"repeat": 10**12, "of": [{"text": "x"}]})
+
+    assert not fits(case, 1000)
+    with pytest.raises(TooBig, match="X-001"):
+        expand(case, limit=1000)
+
+
+def test_unknown_parts_are_errors() -> None:
+    with pytest.raises(ValueError, match="unknown part"):
+        list(steps(case_of({"teleport": 1})))
+
+
+def test_described_values_become_python_values() -> None:
+    described = {"add": ["X", {"concat": [{"repeat": 3, "of": "x"}, "@"]}, {"bytes": "ff00"}, 5]}
+
+    assert value(described) == {"add": ["X", "xxx@", b"\xff\0", 5]}
+
+
+def test_addresses_are_the_bytes_on_the_wire() -> None:
+    found = {case.id: case.address for case in load("eai")}
+
+    assert found["EAI-002"] == "a@é.example".encode()
+    assert found["EAI-055"] == b"\xe9@example.org"

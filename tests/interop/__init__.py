@@ -1,0 +1,1 @@
+"""mailgate behind real mail servers from Debian packages, private and on loopback."""

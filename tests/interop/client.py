@@ -1,0 +1,172 @@
+"""A blocking SMTP client that sends the bytes it is given and shows each reply.
+
+smtplib mends line ends, raises on refusals and hides the text of a reply; a test wants to
+see all three.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -])([^\r\n\0]*)\r\n\Z")
+
+
+class Malformed(Exception):
+    """The server sent something that is not one whole SMTP reply."""
+
+
+class Reply(NamedTuple):
+    """A reply: its code, and its text with lines joined by a line feed."""
+
+    code: int
+    text: str
+
+
+class Client:
+    """One SMTP connection to a port on loopback.
+
+    The banner is read at once and kept. Each reply is checked against the grammar of
+    RFC 5321, and to be the only one: octets that arrive before the next command are an error.
+    """
+
+    def __init__(self, port: int, timeout: float = 30) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self._socket.settimeout(timeout)
+        self._received = b""
+        try:
+            self.banner = self.reply()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up without QUIT."""
+        self._socket.close()
+
+    def ask(self, line: str) -> None:
+        """Send one command line and wait for nothing."""
+        self._unasked(0)
+        self._socket.sendall(line.encode() + b"\r\n")
+
+    def reply(self) -> Reply:
+        """Read one reply, of one line or several."""
+        codes: list[bytes] = []
+        texts: list[bytes] = []
+        while True:
+            match = _REPLY_LINE.match(line := self._line())
+            if match is None:
+                raise Malformed(f"not a reply line: {line!r}")
+            codes.append(match[1])
+            texts.append(match[3])
+            if match[2] == b" ":
+                break
+        if len(set(codes)) > 1:
+            raise Malformed(f"a reply with several codes: {codes!r}")
+        return Reply(int(codes[0]), b"\n".join(texts).decode())
+
+    def command(self, line: str) -> Reply:
+        """Send one command line and return its reply."""
+        self.ask(line)
+        return self.reply()
+
+    def ehlo(self, name: str = "client.example.org") -> Reply:
+        """Greet the server."""
+        return self.command(f"EHLO {name}")
+
+    def mail(self, sender: str) -> Reply:
+        """Begin a message."""
+        return self.command(f"MAIL FROM:<{sender}>")
+
+    def rcpt(self, recipient: str) -> Reply:
+        """Name a recipient."""
+        return self.command(f"RCPT TO:<{recipient}>")
+
+    def data(self, content: bytes) -> Reply:
+        """Send DATA, the content and the final dot; return the last reply.
+
+        A refused DATA sends no content.
+        """
+        begun = self.command("DATA")
+        if begun.code != 354:
+            return begun
+        self.content(content)
+        self._socket.sendall(b".\r\n")
+        return self.reply()
+
+    def content(self, lines: bytes) -> None:
+        """Send whole lines of a message, dot-stuffed and otherwise as they are."""
+        self._socket.sendall(re.sub(rb"(?m)^\.", b"..", lines))
+
+    def quit(self) -> Reply:
+        """Say goodbye."""
+        return self.command("QUIT")
+
+    def quiet(self, seconds: float = 0.3) -> bool:
+        """Tell whether nothing arrives and the connection stays open for a while."""
+        try:
+            self._unasked(seconds)
+        except Malformed:
+            return False
+        return True
+
+    def hung_up(self) -> bool:
+        """Tell whether the server has closed the connection, waiting for it."""
+        try:
+            return self._received + self._socket.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def _unasked(self, seconds: float) -> None:
+        """Refuse octets, or an end, that no command has asked for."""
+        if self._received:
+            raise Malformed(f"unasked for: {self._received!r}")
+        if select.select([self._socket], [], [], seconds)[0]:
+            raise Malformed(f"unasked for: {self._socket.recv(4096)!r}")
+
+    def _line(self) -> bytes:
+        """Read up to a line feed."""
+        while b"\n" not in self._received:
+            piece = self._socket.recv(65536)
+            if not piece:
+                raise Malformed(f"the server hung up after {self._received!r}")
+            self._received += piece
+        line, _, self._received = self._received.partition(b"\n")
+        return line + b"\n"
+
+
+def send(
+    port: int,
+    content: bytes,
+    *,
+    sender: str = "alice@example.org",
+    to: str | Sequence[str] = "bob@example.test",
+) -> Reply:
+    """Send one message in a session of its own; return the first refusal or the last reply."""
+    recipients = [to] if isinstance(to, str) else to
+    with Client(port) as client:
+        if client.banner.code != 220:
+            return client.banner
+        reply = client.ehlo()
+        for command in (f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{r}>" for r in recipients)):
+            if reply.code == 250:
+                reply = client.command(command)
+        if reply.code == 250:
+            reply = client.data(content)
+        client.quit()
+        return reply

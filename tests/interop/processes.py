@@ -1,0 +1,77 @@
+"""What the interop tests ask the kernel about the processes and ports of a mail server."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """A process as /proc shows it."""
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it runs: a zombie only waits to be seen by its parent."""
+        return self.state not in "ZX"
+
+
+def process(pid: int) -> Process | None:
+    """Look a process up; None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(") ")  # a name may hold anything
+    state, parent = rest.split()[:2]
+    return Process(pid, name, state, int(parent))
+
+
+def running(pid: int) -> bool:
+    """Tell whether a process runs."""
+    found = process(pid)
+    return found is not None and found.running
+
+
+def below(pid: int) -> Iterator[Process]:
+    """Return all running processes that descend from one, itself left out."""
+    everything = [process(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")]
+    parents = {pid}
+    # A parent may have a higher number than its child once numbers have wrapped, so look
+    # again until a pass finds nothing new.
+    while found := [p for p in everything if p and p.parent in parents and p.pid not in parents]:
+        parents.update(p.pid for p in found)
+        yield from (p for p in found if p.running)
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until a condition holds; return whether it came to."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def listening(port: int) -> bool:
+    """Tell whether something listens on a port, without connecting to it."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state = line.split()[:4]
+        if local.endswith(f":{port:04X}") and state == "0A":
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""What mailgate costs, measured beside its peers: `python -m bench`."""

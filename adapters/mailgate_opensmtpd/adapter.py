@@ -79,7 +79,9 @@ class OpenSMTPDAdapter:
         self._interest = engine.interest
         pipe = Pipe(self._input, self._output)
         try:
-            await Filter(engine, self._options.long_lines, pipe.read, pipe.write).run()
+            await Filter(
+                engine, self._options.long_lines, pipe.read, pipe.write, pipe.drained
+            ).run()
         finally:
             pipe.close()
 

@@ -49,11 +49,17 @@ class Filter:
         long_lines: LongLines,
         read: Callable[[], Awaitable[bytes]],
         write: Callable[[bytes], None],
+        drained: Callable[[], Awaitable[None] | None] = lambda: None,
     ) -> None:
+        """Filter what ``read`` returns, until it returns nothing.
+
+        ``drained`` returns what to await while too much that was written still waits, or None.
+        """
         self._engine = engine
         self._long_lines = long_lines
         self._read = read
         self._write_out = write
+        self._drained = drained
         self._decoder = Decoder()
         self._events: deque[Event] = deque()
         self._out: list[bytes] = []
@@ -131,6 +137,11 @@ class Filter:
             self._write_out(b"".join(self._out))
             self._out.clear()
 
+    def _room(self) -> Awaitable[None] | None:
+        """Write what there is; return what to await before more may be made."""
+        self._flush()
+        return self._drained()
+
     # -- events --------------------------------------------------------------------------------
 
     def _take(self, event: Event) -> Awaitable[None] | None:
@@ -187,7 +198,12 @@ class Filter:
         if len(self._sessions) >= MAX_SESSIONS:
             await self._forget_one()
         session = SmtpSession(
-            self._engine, report, self._long_lines, self._out.append, self._hand_over
+            self._engine,
+            report,
+            self._long_lines,
+            self._out.append,
+            self._hand_over,
+            self._room,
         )
         self._sessions[report.session] = session
         work = session.take(report)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections import deque
+from collections.abc import Awaitable
 from typing import final
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,15 @@ class Pipe:
             self._size += len(data)
             if len(self._waiting) == 1:
                 self._flush()
+            elif self._size > HIGH_WATER:
+                self._low.clear()
+
+    def drained(self) -> Awaitable[None] | None:
+        """Return what to await while too much waits to be written, or None."""
+        return None if self._low.is_set() else self._until_low()
+
+    async def _until_low(self) -> None:
+        await self._low.wait()
 
     def _flush(self) -> None:
         while self._waiting:

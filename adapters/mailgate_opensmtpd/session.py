@@ -68,7 +68,9 @@ class SmtpSession:
         "_params",
         "_proposed",
         "_rewritten",
+        "_room",
         "_streams",
+        "_waits",
         "_write",
         "backlog",
         "session",
@@ -81,6 +83,7 @@ class SmtpSession:
         long_lines: LongLines,
         write: Callable[[bytes], None],
         on_wait: Callable[[], None],
+        room: Callable[[], Awaitable[None] | None],
     ) -> None:
         self._engine = engine
         self._long_lines = long_lines
@@ -88,7 +91,9 @@ class SmtpSession:
         self.session = session_of(report)
         # While a handler waits, the session's other events wait here; else there is None.
         self.backlog: deque[Incoming] | None = None
-        self._conversation = engine.converse(self.session, self._waits(on_wait))
+        self._waits = self._waiting(on_wait)
+        self._room = room
+        self._conversation = engine.converse(self.session, self._waits)
         self._interest = self._conversation.interest
         self._streams: dict[bytes, Stream | None] = {}  # by token; None: not the first filter
         self._params: Mapping[str, str | None] = {}  # of the MAIL or RCPT that is under way
@@ -101,7 +106,7 @@ class SmtpSession:
         self._data_told = False
         self._msgid = ""
 
-    def _waits(self, on_wait: Callable[[], None]) -> Callable[[], None]:
+    def _waiting(self, on_wait: Callable[[], None]) -> Callable[[], None]:
         def waits() -> None:
             if self.backlog is None:
                 self.backlog = deque()
@@ -212,6 +217,13 @@ class SmtpSession:
         msgid, self._msgid = self._msgid, ""
         return await self._conversation.mail(sender, msgid, ask=ask)
 
+    def _make_room(self) -> Awaitable[None] | None:
+        """Return what to await before more is written; the others' events go on meanwhile."""
+        waiting = self._room()
+        if waiting is not None:
+            self._waits()
+        return waiting
+
     async def _data_lines(self, event: DataLines) -> None:
         if self._conversation.message is None:  # never from smtpd; refused at commit
             self._write(echo(event))
@@ -226,7 +238,7 @@ class SmtpSession:
             write = self._write
             limits = self._engine.limits
             self._streams[event.token] = (
-                Stream(self._conversation, event, limits, self._long_lines, write)
+                Stream(self._conversation, event, limits, self._long_lines, write, self._make_room)
                 if first
                 else None
             )

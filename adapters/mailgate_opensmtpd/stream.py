@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum, auto
 from typing import Literal, TypeAlias, final
 
@@ -51,12 +51,15 @@ class Stream:
         limits: Limits,
         long_lines: LongLines,
         write: Callable[[bytes], None],
+        room: Callable[[], Awaitable[None] | None],
     ) -> None:
+        """Begin with the first lines; ``room`` returns what to await before more is written."""
         self._conversation = conversation
         self._version, self._session, self._token = first.version, first.session, first.token
         self._limits = limits
         self._long_lines = long_lines
         self._write = write
+        self._room = room
         interest = conversation.interest
         self._holds = interest.content == "buffer"
         self._shows_body = Stage.BODY in interest.asked
@@ -131,7 +134,7 @@ class Stream:
             self._mode = _Mode.ECHO
             message = self._conversation.message
             if message is not None:
-                self._emit([message.head()])
+                await self._emit([message.head()])
 
     def _mark_trace(self, fields: list[Field]) -> None:
         """Mark the Received field of this very message: no other protocol would show it."""
@@ -152,7 +155,7 @@ class Stream:
         if self._mode is _Mode.HOLD or (self._mode is _Mode.ECHO and self._shows_body):
             piece = unstuff_dots(b"\r\n".join(lines) + b"\r\n")
             if self._mode is _Mode.HOLD:
-                self._hold(piece)
+                await self._hold(piece)
             if self._shows_body:
                 self._unshown.append(piece)
                 self._unshown_size += len(piece)
@@ -167,7 +170,7 @@ class Stream:
         if _refuses(await self._conversation.body(piece)):
             self._drop()
 
-    def _hold(self, piece: bytes) -> None:
+    async def _hold(self, piece: bytes) -> None:
         body = self._body
         if body is None:
             return
@@ -179,9 +182,9 @@ class Stream:
             self._drop()
             return
         if body.size > self._limits.message:
-            self._over_size()
+            await self._over_size()
 
-    def _over_size(self) -> None:
+    async def _over_size(self) -> None:
         """Refuse a message over the size limit, or let it pass on unseen."""
         message, body = self._conversation.message, self._body
         if message is None or body is None or self._conversation.too_big() is not None:
@@ -190,8 +193,8 @@ class Stream:
         self._shows_body = False
         self._mode = _Mode.ECHO
         message.set_body(body)
-        self._emit([message.head()])
-        self._emit(body.pieces())
+        await self._emit([message.head()])
+        await self._emit(body.pieces())
         self._body = None
         body.close()
 
@@ -209,15 +212,22 @@ class Stream:
         verdict = await self._conversation.end(self._body)
         message = self._conversation.message
         if self._mode is _Mode.HOLD and verdict is None and message is not None:
-            self._emit(message.pieces(trace=True))
+            await self._emit(message.pieces(trace=True))
 
     # -- answers -------------------------------------------------------------------------------
 
-    def _emit(self, pieces: Iterator[bytes] | list[bytes]) -> None:
-        """Answer with CRLF text, which need not be divided at line ends."""
+    async def _emit(self, pieces: Iterator[bytes] | list[bytes]) -> None:
+        """Answer with CRLF text, which need not be divided at line ends.
+
+        An empty line of two octets is answered with some fifty, so smtpd takes one piece before
+        the next is made.
+        """
         rest = b""
         try:
             for piece in pieces:
+                waiting = self._room()
+                if waiting is not None:
+                    await waiting
                 text, line_end, rest = (rest + piece).rpartition(b"\r\n")
                 if line_end and not self._answer_text(stuff_dots(text + line_end)):
                     return

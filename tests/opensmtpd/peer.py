@@ -137,6 +137,11 @@ class Process:
         self.popen = popen
         self._stderr = stderr
 
+    def peak(self) -> int:
+        """Return the most memory that it has held so far, in octets."""
+        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) << 10
+
     def alive(self) -> bool:
         """Tell whether it still runs."""
         return self.popen.poll() is None

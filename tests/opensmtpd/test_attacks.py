@@ -290,3 +290,33 @@ def test_a_plain_thread_edits_nothing_in_service() -> None:
         mta.rcpt("c@d.example")
         assert mta.data().code == 250
     assert [type(error).__name__ for error in failures] == ["TooLate"]
+
+
+def test_empty_lines_are_given_back_piece_by_piece(tmp_path: Path) -> None:
+    """Each is answered with fifty octets; all at once that was 25 times the message, twice."""
+    policy = tmp_path / "whole.py"
+    policy.write_text(WHOLE)
+    begun = CLIENT.greeted() + CLIENT.mail() + CLIENT.began() + CLIENT.rcpt() + CLIENT.data()
+    empty = CLIENT.question("data-line")
+    with process(policy, kept=1 << 16) as filter:
+        filter.peer.send(handshake())
+        filter.peer.until_ready()
+        before = filter.peak()
+        filter.peer.send(begun + CLIENT.question("data-line", b"Subject: x") + empty)
+        for _ in range(100):
+            filter.peer.send(empty * 10_000)
+        filter.peer.send(CLIENT.question("data-line", b".") + CLIENT.commit())
+        filter.peer.settle()
+        assert filter.peer.faults() == []
+        assert filter.peak() - before < 40 << 20
+
+
+WHOLE = """
+from mailgate import Message, Policy
+
+policy = Policy()
+
+@policy.message
+async def reads(message: Message) -> None:
+    message.size
+"""

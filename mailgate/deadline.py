@@ -58,22 +58,25 @@ async def resume(
     """
     loop = asyncio.get_running_loop()
     timer = loop.call_later(max(0.0, seconds), wait.expire)
+    value: Any = None
+    failure: BaseException | None = None
     try:
         value = await _finish(coroutine, pending, wait)
-    except asyncio.CancelledError:
-        if wait.ended and not wait.gone:
-            _uncancel()
-            raise DeadlineExceeded(f"no answer within {seconds:.3g} s") from None
+    except GeneratorExit:
         raise
+    except BaseException as error:
+        if not wait.ended:
+            raise
+        failure = None if isinstance(error, asyncio.CancelledError) else error
     finally:
         timer.cancel()
         wait.over()
-    if wait.ended:  # it met its end with an answer, which is too late
-        _uncancel()
-        if wait.gone:
-            raise asyncio.CancelledError
-        raise DeadlineExceeded(f"no answer within {seconds:.3g} s")
-    return value
+    if not wait.ended:
+        return value
+    _uncancel()  # whatever it answered or raised when it was cancelled is too late
+    if wait.gone:
+        raise asyncio.CancelledError
+    raise DeadlineExceeded(f"no answer within {seconds:.3g} s") from failure
 
 
 async def stay() -> None:

@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
 from mailgate.policy import ANSWERS, Handler, Policy
-from mailgate.stage import SILENT_STAGES, OnError, Stage
+from mailgate.stage import CAPABILITIES, SILENT_STAGES, OnError, Stage
 
 Capabilities: TypeAlias = Mapping[Stage, frozenset[str]]
 """What a protocol can do: its stages, and at each of them the capabilities.
 
-At `Stage.COMMAND` the set holds the SMTP verbs that can be answered.
+At `Stage.COMMAND` the set also holds the SMTP verbs that can be answered.  `UNKNOWN_VERBS`
+stands for those that the server does not know: a protocol with it shows no others to those who
+look on, and one without it shows all.
 """
+
+UNKNOWN_VERBS = "*"
+
+KNOWN_VERBS = frozenset(
+    {
+        *("HELO", "EHLO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT"),
+        *("VRFY", "EXPN", "HELP", "ETRN", "AUTH", "STARTTLS", "XCLIENT", "XFORWARD"),
+    }
+)
+"""Verbs that a server answers itself, unless it says otherwise."""
 
 Content: TypeAlias = Literal["none", "headers", "stream", "buffer"]
 
@@ -54,17 +66,23 @@ class Defaults:
 class Interest:
     """What a set of policies wants to be asked, so that everything else need not be sent.
 
-    ``answers``: stages at which a verdict may come back.  ``asked``: stages with any handler.
+    ``answers``: stages at which a verdict or an edit may come back; ``verdicts``: those at which
+    a verdict may, unless a handler fails.  ``asked``: stages with any handler.
     ``verbs``: SMTP verbs that are answered.  ``observes_commands``: all are looked at.
-    ``refusing``: stages whose failure has to be answered, there or later.
+    ``refusing``: stages whose failure has to be answered, there or later.  ``needs``: the
+    capabilities that a handler cannot do without; ``uses``: those and the ones that it would
+    like and gets.
     """
 
     answers: frozenset[Stage]
+    verdicts: frozenset[Stage]
     asked: frozenset[Stage]
     refusing: frozenset[Stage]
     content: Content
     verbs: frozenset[str]
     observes_commands: bool
+    needs: frozenset[str]
+    uses: frozenset[str]
 
 
 @final
@@ -99,11 +117,26 @@ def lacking(handler: Handler, capabilities: Capabilities) -> Unmet | None:
         return None if silent else Unmet(handler, (f"the stage {handler.stage}",))
     missing = sorted(handler.needs - here)
     if handler.stage is Stage.COMMAND and not silent:
-        missing += sorted(handler.verbs - here)
+        missing += sorted(handler.verbs - answerable(handler.verbs, here))
     if not missing:
         return None
     elsewhere = tuple(s for s in Stage if set(missing) <= capabilities.get(s, frozenset()))
     return Unmet(handler, tuple(missing), elsewhere)
+
+
+def _is_asked(handler: Handler, capabilities: Capabilities | None) -> bool:
+    """Tell whether a protocol ever asks a handler: an optional one it may have no stage for."""
+    if capabilities is None:
+        return True
+    if handler.stage not in capabilities:
+        return False
+    answering = handler.stage is Stage.COMMAND and handler.answers and handler.verbs
+    return not answering or bool(answerable(handler.verbs, capabilities[handler.stage]))
+
+
+def answerable(verbs: frozenset[str], here: frozenset[str]) -> frozenset[str]:
+    """Return which SMTP verbs a protocol can answer; ``here`` is what it can do at COMMAND."""
+    return verbs & here | (verbs - KNOWN_VERBS if UNKNOWN_VERBS in here else frozenset())
 
 
 @final
@@ -121,6 +154,7 @@ class Bound:
         "is_plain",
         "label",
         "name",
+        "needs",
         "on_error",
         "silent",
         "stage",
@@ -141,6 +175,7 @@ class Bound:
         self.answers = handler.answers
         self.silent = handler.silent
         self.allowed = ANSWERS[handler.stage]
+        self.needs = handler.needs
         self.declared = handler.needs | handler.wants
         self.granted = self.declared & granted
         timeouts = (handler.timeout, loaded.timeout, float("inf"))
@@ -157,16 +192,27 @@ class Chain:
         self, policies: Sequence[Loaded], capabilities: Capabilities | None, defaults: Defaults
     ) -> None:
         self.policies = tuple(policies)
+        self.capabilities = capabilities
         self.defaults = defaults
         at: dict[Stage, list[Bound]] = {stage: [] for stage in Stage}
         for index, loaded in enumerate(policies):
             for handler in loaded.policy.handlers:
+                if not _is_asked(handler, capabilities):
+                    continue
                 granted = handler.needs | handler.wants
                 if capabilities is not None:
-                    granted &= capabilities.get(handler.stage, frozenset())
+                    granted &= capabilities[handler.stage]
                 at[handler.stage].append(Bound(handler, loaded, index, granted, defaults))
         self.at: Mapping[Stage, tuple[Bound, ...]] = {s: tuple(b) for s, b in at.items()}
         self.interest = self._interest()
+
+    def without(self, missing: frozenset[str]) -> Chain:
+        """Return the same policies for a peer that lacks some of its protocol's capabilities."""
+        granted = self.capabilities
+        if granted is None:
+            granted = dict.fromkeys(Stage, CAPABILITIES | KNOWN_VERBS | {UNKNOWN_VERBS})
+        granted = {stage: here - missing for stage, here in granted.items()}
+        return Chain(self.policies, granted, self.defaults)
 
     def _interest(self) -> Interest:
         every = [bound for bounds in self.at.values() for bound in bounds]
@@ -176,8 +222,12 @@ class Chain:
             if stage in asked:
                 content = mode
         commands = self.at[Stage.COMMAND]
+        verbs = frozenset[str]().union(*(bound.verbs for bound in commands if bound.answers))
+        if self.capabilities is not None and commands:
+            verbs = answerable(verbs, self.capabilities[Stage.COMMAND])
         return Interest(
             answers=frozenset(bound.stage for bound in every if bound.answers),
+            verdicts=frozenset(b.stage for b in every if b.answers and not b.silent),
             asked=asked,
             refusing=frozenset(
                 bound.stage
@@ -186,8 +236,10 @@ class Chain:
                 and (bound.answers or bound.on_error != "continue")
             ),
             content=content,
-            verbs=frozenset[str]().union(*(bound.verbs for bound in commands if bound.answers)),
+            verbs=verbs,
             observes_commands=any(not bound.answers for bound in commands),
+            needs=frozenset[str]().union(*(bound.needs for bound in every)),
+            uses=frozenset[str]().union(*(bound.granted for bound in every)),
         )
 
 

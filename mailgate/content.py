@@ -5,10 +5,13 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO, final
+from io import FileIO
+from typing import final
 
 PIECE = 64 * 1024
 """Octets of a body that are handled at a time."""
+
+_SMALL = 1024  # octets of a piece; smaller ones are gathered: an object each would cost more
 
 
 @final
@@ -24,28 +27,42 @@ class Body:
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._lock = threading.Lock()
-        self._pieces: list[bytes] = []
-        self._file: IO[bytes] | None = None
+        self._pieces: list[bytes | bytearray] = []
+        self._file: FileIO | None = None
         self.size = 0
 
     def append(self, piece: bytes) -> None:
         self.size += len(piece)
-        if self._file is None and self.size > self._memory:
-            self._file = tempfile.TemporaryFile(prefix="mailgate-")
-            self._file.write(b"".join(self._pieces))
+        if self._file is not None:
+            self._write(piece)
+        elif self.size > self._memory:
+            # Unbuffered: what cannot be written is told here, not at the end.
+            file = tempfile.TemporaryFile(prefix="mailgate-", buffering=0)
+            self._file = file
+            self._write(b"".join(self._pieces))
             self._pieces.clear()
-        if self._file is None:
+            self._write(piece)
+        elif len(piece) >= _SMALL:
             self._pieces.append(piece)
+        elif self._pieces and isinstance(last := self._pieces[-1], bytearray):
+            last += piece
         else:
-            self._file.write(piece)
+            self._pieces.append(bytearray(piece))
+
+    def _write(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        while rest and self._file is not None:
+            rest = rest[self._file.write(rest) :]
 
     def read(self) -> bytes:
         """Return all of it."""
         if self._file is not None:
             return self._read_at(0, self.size)
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        whole = self._pieces[0] if len(self._pieces) == 1 else b""
+        if not isinstance(whole, bytes) or len(self._pieces) > 1:
+            whole = b"".join(self._pieces)
+            self._pieces = [whole]
+        return whole
 
     def pieces(self, size: int = PIECE) -> Iterator[bytes]:
         """Yield it in order: at once from memory, ``size`` octets at a time from disk."""

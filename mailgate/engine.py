@@ -8,6 +8,8 @@ the verdict to give, or None to go on.  Nothing that a policy does comes out of 
 from __future__ import annotations
 
 import logging
+import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final
@@ -15,7 +17,7 @@ from typing import Any, Literal, final
 from mailgate.address import Address
 from mailgate.chain import Bound, Capabilities, Chain, Defaults, Interest, Loaded
 from mailgate.content import Body
-from mailgate.headers import Field
+from mailgate.headers import Section
 from mailgate.limits import Limits
 from mailgate.logs import fields
 from mailgate.message import Ending, Message
@@ -79,13 +81,22 @@ class Engine:
         return self.chain.interest
 
     def converse(
-        self, session: Session, on_wait: Callable[[], None] | None = None
+        self,
+        session: Session,
+        on_wait: Callable[[], None] | None = None,
+        *,
+        chain: Chain | None = None,
+        patience: float = math.inf,
     ) -> Conversation:
-        """Begin a conversation.  ``on_wait`` is called when a handler suspends for the first
-        time in a question: an adapter that serves several clients in one task goes on with the
-        others then.
+        """Begin a conversation.
+
+        ``on_wait`` is called when a handler suspends for the first time in a question: an
+        adapter that serves several clients in one task goes on with the others then.
+        ``chain`` has the policies as this very peer can serve them, where that is less than
+        its protocol can.  ``patience`` is how many seconds the peer waits for an answer before
+        the end of the message: no question takes longer.
         """
-        return Conversation(self, session, on_wait)
+        return Conversation(self, session, on_wait, chain or self.chain, patience)
 
     def use(self, chain: Chain) -> None:
         """Have new conversations use other policies; those under way keep theirs."""
@@ -115,15 +126,22 @@ class Conversation:
         "chain",
         "message",
         "on_wait",
+        "patience",
         "session",
         "terms",
     )
 
     def __init__(
-        self, engine: Engine, session: Session, on_wait: Callable[[], None] | None
+        self,
+        engine: Engine,
+        session: Session,
+        on_wait: Callable[[], None] | None,
+        chain: Chain,
+        patience: float,
     ) -> None:
         self._engine = engine
-        self.chain = engine.chain
+        self.chain = chain
+        self.patience = patience
         self.session = session
         self.message: Message | None = None
         self.on_wait = on_wait
@@ -151,13 +169,18 @@ class Conversation:
     async def connect(self) -> Verdict | None:
         """Ask about a new client."""
         if Stage.CONNECT in self._refusals:
+            self._log(self._refusals[Stage.CONNECT], Stage.CONNECT)
             return self._refusals[Stage.CONNECT][0]
+        if not self.chain.at[Stage.CONNECT]:
+            return None
         return self._stands(Stage.CONNECT, await self._ask(Stage.CONNECT, None, self.session))
 
     async def helo(self, name: str, esmtp: bool | None = None) -> Verdict | None:
         """Ask about a greeting; read ``session.helo`` afterwards, it may have been changed."""
         self._refusals.pop(Stage.HELO, None)
         self.session.greet(name, esmtp)
+        if not self.chain.at[Stage.HELO]:
+            return None
         return self._stands(Stage.HELO, await self._ask(Stage.HELO, None, self.session))
 
     async def starttls(self) -> Verdict | None:
@@ -197,8 +220,11 @@ class Conversation:
             return
         self._closed = True
         self._engine.sessions -= 1
-        await self.finish("aborted")
-        if self.session.direction == "in":  # outgoing sessions are events, and nothing else
+        if self.message is not None:
+            await self.finish("aborted")
+        if (
+            self.chain.at[Stage.CLOSE] and self.session.direction == "in"
+        ):  # outgoing sessions are events, and nothing else
             await self._ask(Stage.CLOSE, None, self.session)
         self.session.state.clear()
 
@@ -232,7 +258,9 @@ class Conversation:
         if self._final is not None:
             self._log(self._final, Stage.MAIL)
             return self._final[0]
-        return self._settle(await self._ask(Stage.MAIL, message, message)) if ask else None
+        if not ask or not self.chain.at[Stage.MAIL]:
+            return None
+        return self._settle(await self._ask(Stage.MAIL, message, message))
 
     async def rcpt(self, recipient: Address, *, ask: bool = True) -> Verdict | None:
         """Ask about one recipient; the last of ``message.recipients`` is then what to use."""
@@ -245,8 +273,8 @@ class Conversation:
             if self._standing() is not None:
                 return self._standing()
             ask = False  # a message that is held or dropped is decided
-        if ask and message.recipient_count >= self._engine.limits.recipients:
-            return TOO_MANY_RECIPIENTS
+        if message.recipient_count >= self._engine.limits.recipients:
+            return TOO_MANY_RECIPIENTS if ask else None  # what is not asked about is not kept
         message.enter(Stage.RCPT)
         message.propose(recipient)
         verdict = await self._ask(Stage.RCPT, message, message, recipient) if ask else None
@@ -269,19 +297,14 @@ class Conversation:
         """Take back a refusal of DATA: another recipient or another DATA is a new question."""
         self._data_refused, self._final = False, None
 
-    async def headers(
-        self, section: Sequence[Field], separator: bytes = b"\r\n"
-    ) -> Verdict | None:
+    async def headers(self, section: Section, separator: bytes = b"\r\n") -> Verdict | None:
         """Ask about the header section; ``separator`` is empty where no blank line ended it."""
         message = self.message
         if message is None:
             return self._standing()
         message.set_headers(section, separator)
         limits = self._engine.limits
-        if (
-            len(section) > limits.fields
-            or sum(len(field.raw) for field in section) > limits.headers
-        ):
+        if section.count > limits.fields or section.octets > limits.headers:
             return self.too_much_header()
         return await self._content_stage(Stage.HEADERS)
 
@@ -322,7 +345,8 @@ class Conversation:
                     id=message.id,
                 ),
             )
-        await self._ask(Stage.DONE, message, message)
+        if self.chain.at[Stage.DONE]:
+            await self._ask(Stage.DONE, message, message)
         self._final = None
         if not self.terms.strict:  # a test looks at the message afterwards
             message.release()
@@ -367,22 +391,52 @@ class Conversation:
         """Refuse a message whose header section is over a limit."""
         return self._refuse(TOO_MUCH_HEADER, "limits.headers")
 
+    def hold(self, body: Body, piece: bytes) -> bool:
+        """Add a piece to a body that is held for `end`; False where there can be no more of it.
+
+        Then the message is refused, or it is over the size limit and passes on unseen: see
+        `verdict`.
+        """
+        try:
+            body.append(piece)
+        except OSError as error:
+            log.error(
+                "message %s cannot be held in %s: %s; limits.memory says what is held there",
+                *(self.id, tempfile.tempdir or "$TMPDIR", error.strerror or error),
+            )
+            self._refuse(NO_SPACE, "limits.memory")
+            return False
+        if body.size <= self._engine.limits.message:
+            return True
+        self.too_big()
+        return False
+
     def too_big(self) -> Verdict | None:
         """Refuse a message over the size limit, or return None: it passes on unseen."""
         verdict = TOO_BIG[self._engine.limits.oversize]
         if verdict is None:
-            log.warning("message %s is over limits.message: passed on unseen", self._id())
+            log.warning("message %s is over limits.message: passed on unseen", self.id)
             self._message_silent = _EVERYONE
             return None
         return self._refuse(verdict, "limits.message")
 
-    def _id(self) -> str:
+    @property
+    def id(self) -> str:
+        """What logs call it: the message's id, else the session's."""
         return self.message.id if self.message is not None else self.session.id
 
     @property
     def verdict(self) -> Verdict | None:
         """What the message is to be answered with, as far as it is decided."""
         return self._final[0] if self._final is not None else None
+
+    @property
+    def wants_body(self) -> bool:
+        """Tell whether more of the body could change anything about this message."""
+        if self.message is None or self._final is not None:
+            return False
+        readers = (*self.chain.at[Stage.BODY], *self.chain.at[Stage.MESSAGE])
+        return any(not bound.bit & self._message_silent for bound in readers)
 
     def remember(self, stage: Stage, verdict: Verdict | None) -> None:
         """Keep a verdict that could not be answered where it was given, for the next stage."""
@@ -396,6 +450,17 @@ class Conversation:
                 verdict,
                 self._by,
             )
+
+    def refuse_all(self, verdict: Verdict) -> None:
+        """Have a verdict that was just given stand for the rest of the connection.
+
+        For a `Disconnect` where the wire has no way to close it.
+        """
+        given = (verdict, self._by)
+        self._data_refused = False
+        self._refusals[Stage.CONNECT] = given
+        if self.message is not None:
+            self._final = given
 
     def abandon(self) -> None:
         """Cancel the handler that is waiting to answer: its client is gone."""
@@ -452,11 +517,13 @@ class Conversation:
         if reply is not None:
             facts["code"] = reply.code
         facts |= {"by": by, "stage": stage}
+        if isinstance(verdict, (Discard, Quarantine)):
+            facts["reason"] = verdict.reason  # no mail server is sure to log it
         if message is not None:
             facts["from"] = message.sender
             facts["to"] = message.candidate or ",".join(message.recipients[:10])
         facts["client"] = self.session.client or "local"
-        facts["id"] = self._id()
+        facts["id"] = self.id
         if began is not None:
             facts["ms"] = round((time.perf_counter() - began) * 1000, 1)
         log.info("%s", fields(**facts))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import binascii
 import codecs
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias, final
 
 from mailgate.syntax import is_field_name
 
@@ -28,6 +28,7 @@ _WORD = re.compile(r"=\?([^?\s]+)\?([bBqQ])\?([^?\s]*)\?=")  # RFC 2047 2
 _BETWEEN_WORDS = re.compile(r"(?<=\?=)\s+(?==\?[^?\s]+\?[bBqQ]\?)")
 _BREAKS = re.compile(r"[\r\n\x00]")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|\n(?![ \t])|\n[ \t]*(?:\n|$)")
+_SHORT_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
 _FOLD_POINT = re.compile(r"(?<=[^ \t])[ \t](?=[^ \t])")
 
 
@@ -55,7 +56,7 @@ class Field:
     @property
     def content(self) -> bytes:
         """What stands behind the colon, without surrounding blanks and the last line end."""
-        return self.raw[self.raw.index(b":") + 1 :].strip(b" \t\r\n") if self.name else b""
+        return self.raw.partition(b":")[2].strip(b" \t\r\n") if self.name else b""
 
 
 def is_field_line(line: bytes) -> bool:
@@ -163,6 +164,8 @@ def encode_field(name: str, value: str) -> bytes:
         raise TypeError("a header field's name and value must be str")
     if not name.isascii() or not is_field_name(name.encode()):
         raise ValueError(f"{name[:60]!a} is not a header field name")
+    if len(name) + len(value) < FOLD_AT - 1 and _SHORT_VALUE.fullmatch(value):
+        return f"{name}: {value}\r\n".encode("ascii")
     value = value.replace("\r\n", "\n").rstrip("\n")
     if _BAD_VALUE.search(value):
         raise ValueError(f"the value of {name} holds a line end or a control character")
@@ -206,6 +209,40 @@ def _encode_words(value: str) -> str:
 
 
 @final
+class Section:
+    """A header section as it came; its fields are made when somebody looks.
+
+    ``count`` and ``octets`` are what the client sent: a policy that only adds a field costs no
+    more than to know them.
+    """
+
+    __slots__ = ("_fields", "_make", "count", "octets")
+
+    def __init__(self, make: Callable[[], tuple[Field, ...]], count: int, octets: int) -> None:
+        self._make = make
+        self._fields: tuple[Field, ...] | None = None
+        self.count = count
+        self.octets = octets
+
+    @classmethod
+    def of(cls, fields: Iterable[Field]) -> Section:
+        """Return a section of fields that are there."""
+        made = tuple(fields)
+        return cls(lambda: made, len(made), sum(len(field.raw) for field in made))
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields, always the same objects; the server's own trace field is among them."""
+        if self._fields is None:
+            self._fields = self._make()
+        return self._fields
+
+
+Mark: TypeAlias = tuple[tuple[Field, ...] | None, tuple[Field, ...]]
+"""What a header section was like at some time."""
+
+
+@final
 class Headers:
     """The header section of a message: an ordered multi-map, names in any case.
 
@@ -213,26 +250,43 @@ class Headers:
     sign and the text of a change and what makes it; it raises where none is allowed.
     """
 
-    __slots__ = ("_edit", "_fields")
+    __slots__ = ("_added", "_edit", "_fields", "_section")
 
     def __init__(
-        self, fields: Sequence[Field], edit: Callable[[str, str, Callable[[], None]], None]
+        self, section: Section, edit: Callable[[str, str, Callable[[], None]], None]
     ) -> None:
-        self._fields: tuple[Field, ...] = tuple(fields)
+        self._section = section
+        self._fields: tuple[Field, ...] | None = None  # until somebody looks
+        self._added: tuple[Field, ...] = ()  # at the bottom, until then
         self._edit = edit
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """Every field in order, the server's own trace field among them."""
+        if self._fields is None:
+            self._fields = (*self._section.fields, *self._added)
         return self._fields
 
+    @property
+    def only_added(self) -> tuple[Field, ...] | None:
+        """What was added at the bottom where nobody looked at the rest, else None."""
+        return self._added if self._fields is None else None
+
     def restore(self, fields: tuple[Field, ...]) -> None:
-        """Put these fields in place: what the engine does with the edits of a failed handler."""
+        """Put these fields in place."""
         self._fields = fields
+
+    def mark(self) -> Mark:
+        """Return what `back_to` wants: the engine takes back the edits of a failed handler."""
+        return self._fields, self._added
+
+    def back_to(self, mark: Mark) -> None:
+        """Have the section as it was."""
+        self._fields, self._added = mark
 
     def _named(self, name: str) -> list[Field]:
         key = name.lower().encode("utf-8", "replace")
-        return [f for f in self._fields if f.name == key and not f.trace] if key else []
+        return [f for f in self.fields if f.name == key and not f.trace] if key else []
 
     def _change(self, sign: str, text: str, fields: Sequence[Field]) -> None:
         self._edit(sign, text, lambda: self.restore(tuple(fields)))
@@ -263,16 +317,16 @@ class Headers:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (name, value) of every field, top to bottom."""
-        for field in self._fields:
+        for field in self.fields:
             if field.name and not field.trace:
                 yield field.original_name.decode("latin-1"), decode_value(field.content)
 
     def __len__(self) -> int:
-        return sum(1 for field in self._fields if field.name and not field.trace)
+        return sum(1 for field in self.fields if field.name and not field.trace)
 
     def __bytes__(self) -> bytes:
         """Return the section as a policy sees it: CRLF lines, no blank line behind it."""
-        return b"".join(field.raw for field in self._fields if not field.trace)
+        return b"".join(field.raw for field in self.fields if not field.trace)
 
     def __repr__(self) -> str:
         return f"<Headers: {len(self)} fields>"
@@ -280,32 +334,43 @@ class Headers:
     # -- editing -----------------------------------------------------------------------------
 
     def __setitem__(self, name: str, value: str) -> None:
-        """Change the first field of that name and delete its others; add it where none is."""
+        """Change the first field of that name and delete its others; add it where none is.
+
+        The name stays spelled as it was: not every mail server would change that.
+        """
         named = self._named(name)
         if not named:
             self.add(name, value)
             return
-        new, first, others = _new_field(name, value), named[0], set(named[1:])
-        fields = [new if f is first else f for f in self._fields if f not in others]
+        first, others = named[0], set(named[1:])
+        new = _new_field(first.original_name.decode("ascii"), value)
+        fields = [new if f is first else f for f in self.fields if f not in others]
         self._change("~", f"header {name}: {value}", fields)
 
     def __delitem__(self, name: str) -> None:
         """Delete every field of that name; none is no error."""
         named = set(self._named(name))
         if named:
-            self._change("-", f"header {name}", [f for f in self._fields if f not in named])
+            self._change("-", f"header {name}", [f for f in self.fields if f not in named])
 
     def add(self, name: str, value: str) -> None:
         """Add a field at the bottom."""
         field = _new_field(name, value)
-        self._change("+", f"header {name}: {value}", (*self._fields, field))
+
+        def apply() -> None:
+            if self._fields is None:
+                self._added += (field,)
+            else:
+                self._fields += (field,)
+
+        self._edit("+", f"header {name}: {value}", apply)
 
     def prepend(self, name: str, value: str) -> None:
         """Add a field at the top, above what the mail server itself put there."""
         field = _new_field(name, value)
         # An mbox line stays first: anywhere else it would end the section.
-        at = 1 if self._fields and not self._fields[0].name else 0
-        fields = (*self._fields[:at], field, *self._fields[at:])
+        at = 1 if self.fields and not self.fields[0].name else 0
+        fields = (*self.fields[:at], field, *self.fields[at:])
         self._change("+", f"header {name}: {value} (on top)", fields)
 
 

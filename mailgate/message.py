@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, final
 from mailgate.address import Address
 from mailgate.content import PIECE, Body
 from mailgate.errors import LimitExceeded, TooEarly, TooLate
-from mailgate.headers import Field, Headers, join
+from mailgate.headers import Field, Headers, Mark, Section, join
 from mailgate.invocation import CURRENT, Invocation, may, require
 from mailgate.session import Session
 from mailgate.stage import MESSAGE_STAGES, Capability, Stage
@@ -59,7 +59,7 @@ class _Snapshot:
     sender: Address
     recipients: tuple[Address, ...]
     candidate: Address | None
-    fields: tuple[Field, ...] | None
+    headers: Mark | None
     body: bytes | None
     changes: int
 
@@ -300,6 +300,11 @@ class Message:
         """Return the header section as it leaves, with its blank line; for adapters."""
         return self._head(trace=True)
 
+    @property
+    def new_body(self) -> bytes | None:
+        """The body that the policies made, or None where it is the one that came; for adapters."""
+        return self._new_body
+
     def _whole_body(self) -> Body:
         if self._body is None or self._stage not in (Stage.MESSAGE, Stage.DONE):
             raise TooEarly("the body is known from @policy.message on")
@@ -372,9 +377,9 @@ class Message:
         """Take over what the server made of the recipient accepted last."""
         self._recipients[-1:] = [recipient]
 
-    def set_headers(self, fields: Sequence[Field], separator: bytes) -> None:
+    def set_headers(self, section: Section, separator: bytes) -> None:
         """Give the message its header section as it came."""
-        self._headers = Headers(fields, self._edit_headers)
+        self._headers = Headers(section, self._edit_headers)
         self._separator = separator
 
     def set_body(self, body: Body) -> None:
@@ -397,8 +402,8 @@ class Message:
             self._sender, self._recipients = undo.sender, list(undo.recipients)
             self._candidate = undo.candidate
             self._new_body = undo.body
-            if self._headers is not None and undo.fields is not None:
-                self._headers.restore(undo.fields)
+            if self._headers is not None and undo.headers is not None:
+                self._headers.back_to(undo.headers)
             del self._log[undo.changes :]
 
     # -- edits -------------------------------------------------------------------------------
@@ -432,12 +437,12 @@ class Message:
             self._log += changes
 
     def _snapshot(self) -> _Snapshot:
-        fields = self._headers.fields if self._headers is not None else None
+        headers = self._headers.mark() if self._headers is not None else None
         return _Snapshot(
             self._sender,
             tuple(self._recipients),
             self._candidate,
-            fields,
+            headers,
             self._new_body,
             len(self._log),
         )

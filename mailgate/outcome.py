@@ -62,6 +62,10 @@ class Outcome:
 
 
 _SHOWN = (Stage.CONNECT, Stage.MAIL)
+_ORDER: Mapping[Stage, int] = {
+    **{stage: at for at, stage in enumerate(Stage)},
+    **dict.fromkeys((Stage.COMMAND, Stage.EVENT, Stage.CLOSE), 1),  # before any MAIL, perhaps
+}
 
 
 def lines(outcome: Outcome) -> Iterator[str]:
@@ -70,7 +74,7 @@ def lines(outcome: Outcome) -> Iterator[str]:
     shown: set[Stage] = set()
     for step in outcome.steps:
         for stage in _SHOWN:
-            if stage not in shown and _order(stage) < _order(step.stage):
+            if stage not in shown and _ORDER[stage] < _ORDER[step.stage]:
                 yield _row(stage, subject(outcome, stage), "", "continue")
                 shown.add(stage)
         start = step.subject or subject(outcome, step.stage)
@@ -88,10 +92,6 @@ def lines(outcome: Outcome) -> Iterator[str]:
         for change in step.changes:
             yield f"{'':12}  {printable(str(change))}"
     yield printable(summary(outcome))
-
-
-def _order(stage: Stage) -> int:
-    return list(Stage).index(stage)
 
 
 def _answer(step: Step) -> str:

@@ -57,7 +57,11 @@ class Terms:
 
 
 class Asker(Protocol):
-    """Who asks: a conversation.  ``on_wait`` is called when a handler first suspends."""
+    """Who asks: a conversation.
+
+    ``on_wait`` is called when a handler first suspends; ``patience`` (seconds) bounds what is
+    asked before the end of the message.
+    """
 
     @property
     def session(self) -> Session: ...
@@ -67,6 +71,8 @@ class Asker(Protocol):
     def chain(self) -> Chain: ...
     @property
     def on_wait(self) -> Callable[[], None] | None: ...
+    @property
+    def patience(self) -> float: ...
 
 
 @final
@@ -178,7 +184,8 @@ class Question:
         if self._ends is None:
             defaults = self._asker.chain.defaults
             last = self._stage is Stage.MESSAGE
-            self._ends = now + (defaults.message_timeout if last else defaults.timeout)
+            budget = min(defaults.timeout, self._asker.patience)
+            self._ends = now + (defaults.message_timeout if last else budget)
             if self._asker.on_wait is not None:
                 self._asker.on_wait()
         self._wait = wait = Wait()

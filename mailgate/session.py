@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 from typing import Literal, TypeAlias, final
 
@@ -14,6 +15,23 @@ from mailgate.stage import Capability
 from mailgate.syntax import check_host_name
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+
+def address_of(text: str) -> IPAddress | None:
+    """Return an IP address that a wire tells, or None where it is none."""
+    return None if len(text) > _LONGEST_ADDRESS else _address_of(text)
+
+
+_LONGEST_ADDRESS = 45  # characters: INET6_ADDRSTRLEN
+
+
+@lru_cache(maxsize=4096)  # the same server, and often the same client, again and again
+def _address_of(text: str) -> IPAddress | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
 
 _NO_MACROS: Mapping[str, str] = MappingProxyType({})
 
@@ -36,7 +54,8 @@ class Session:
 
     ``client`` is None for a local socket (``local_socket``) and where the server tells an
     address that is none.  ``rdns_verified`` is the forward-confirmed reverse
-    DNS (RFC 8601 3), None where it is not known.  ``esmtp`` is None before HELO.  ``direction``
+    DNS (RFC 8601 3), None where it is not known.  ``esmtp`` is None before
+    HELO, and where the protocol does not tell HELO from EHLO.  ``direction``
     is "out" for the outgoing sessions that OpenSMTPD reports to ``event`` handlers.
     """
 

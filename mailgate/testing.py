@@ -25,11 +25,19 @@ from typing import Any, Self
 
 from mailgate import adapter as adapters
 from mailgate.address import Address
-from mailgate.chain import Capabilities, Defaults, Loaded, unmet
+from mailgate.chain import (
+    KNOWN_VERBS,
+    UNKNOWN_VERBS,
+    Capabilities,
+    Defaults,
+    Loaded,
+    answerable,
+    unmet,
+)
 from mailgate.content import PIECE, Body
 from mailgate.engine import Engine
 from mailgate.errors import Unsupported
-from mailgate.headers import continues_section, parse_fields
+from mailgate.headers import Section, continues_section, parse_fields
 from mailgate.limits import Limits
 from mailgate.message import Message
 from mailgate.outcome import Outcome
@@ -54,6 +62,7 @@ MESSAGE = (
 """What is sent where a test names no message."""
 
 OK = Reply(250, "2.0.0", ("Ok",))
+UNRECOGNIZED = Reply(500, "5.5.1", ("command unrecognized",))
 GREETING = Reply(220, "", ("ready",))
 CLOSED = Reply(421, "4.7.0", ("the connection is closed",))
 
@@ -74,8 +83,8 @@ def send(
 ) -> Outcome:
     """Send a message through a policy, or several in order, and return what became of it.
 
-    ``adapter`` grants only what that protocol can do; None grants everything.  ``client`` None
-    is a local socket.  Line ends of ``raw`` become CRLF.
+    ``adapter`` asks and grants only what that protocol can do; None does everything.
+    ``client`` None is a local socket.  Line ends of ``raw`` become CRLF.
     """
     recipients = [to] if isinstance(to, str) else list(to)
     mta = Mta(policy, client=client, rdns=rdns, helo=helo, tls=tls, user=user, adapter=adapter)
@@ -124,7 +133,7 @@ class Mta:
     ) -> None:
         loaded = _loaded(policy)
         limits = limits or Limits()
-        capabilities = _capabilities(loaded, adapter)
+        self._capabilities = capabilities = _capabilities(loaded, adapter)
         self.steps: list[Step] = []
         self.replies: dict[Address, Reply] = {}
         self.message: Message | None = None
@@ -215,8 +224,10 @@ class Mta:
         return reply
 
     def command(self, name: str, argument: str = "") -> Reply:
-        """Send any other command."""
-        return self._ask(Stage.COMMAND, self._conversation.command(name.upper(), argument))
+        """Send any other command; the server itself takes the verbs that it knows."""
+        verb = name.upper()
+        good = OK if verb in KNOWN_VERBS else UNRECOGNIZED
+        return self._ask(Stage.COMMAND, self._command(verb, argument), good)
 
     def event(self, name: str, **fields: str) -> None:
         """Tell the policy an event."""
@@ -255,7 +266,7 @@ class Mta:
     def rset(self) -> Reply:
         """Send RSET: the message under way is aborted."""
         self._runner.run(self._conversation.finish("aborted"))
-        return self._ask(Stage.COMMAND, self._conversation.command("RSET"))
+        return self.command("RSET")
 
     @property
     def outcome(self) -> Outcome:
@@ -282,7 +293,7 @@ class Mta:
         conversation, interest = self._conversation, self._engine.interest
         self._received = len(raw)
         section, separator, rest = _divide(raw)
-        await conversation.headers(parse_fields(section), separator)
+        await conversation.headers(Section.of(parse_fields(section)), separator)
         body = Body(self._engine.limits.memory)
         for at in range(0, len(rest), PIECE):
             piece = rest[at : at + PIECE]
@@ -297,23 +308,45 @@ class Mta:
             self._raw = self.message.raw
         return verdict
 
-    def _ask(self, stage: Stage, question: Any) -> Reply:
+    async def _command(self, verb: str, argument: str) -> Verdict | None:
+        """Ask about a command as the protocol does: of all, of those who look on, of nobody."""
+        if self._capabilities is None:
+            return await self._conversation.command(verb, argument)
+        here = self._capabilities.get(Stage.COMMAND, frozenset())
+        if answerable(frozenset({verb}), here):
+            return await self._conversation.command(verb, argument)
+        if UNKNOWN_VERBS not in here:
+            await self._conversation.observe(verb, argument)
+        return None
+
+    def _ask(self, stage: Stage, question: Any, good: Reply = OK) -> Reply:
         if self._closed:
             question.close()
+            self._last = CLOSED
             return CLOSED
-        self._last = self._reply(stage, self._runner.run(question), OK)
-        return self._last
+        reply = self._reply(stage, self._runner.run(question), good)
+        if stage is not Stage.COMMAND or self.message is None:
+            self._last = reply
+        return reply
 
     def _reply(self, stage: Stage, verdict: Verdict | None, good: Reply) -> Reply:
         if verdict is None or isinstance(verdict, (Discard, Quarantine)):
             return good
         reply: Reply = getattr(verdict, "reply", good)
         step = next((s for s in reversed(self.steps) if s.verdict == verdict), None)
-        if reply is not good:
+        refused = reply is not good
+        closes = isinstance(verdict, Disconnect) or (stage is Stage.CONNECT and refused)
+        if refused and self._ends_message(stage, closes):
             self._refused = (reply, verdict, step)
-        if isinstance(verdict, Disconnect) or (stage is Stage.CONNECT and reply is not good):
+        if closes:
             self._closed = True
         return reply
+
+    def _ends_message(self, stage: Stage, closes: bool) -> bool:
+        """Tell whether a refusal is what becomes of the last message: NOOP in passing is not."""
+        if stage is not Stage.COMMAND or self.message is None:
+            return True
+        return closes and self._conversation.message is not None
 
 
 def _loaded(policy: Policy | Sequence[Policy] | Sequence[Loaded]) -> list[Loaded]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, final
+from typing import ClassVar, TypeAlias, TypeGuard, final
 
 from mailgate.syntax import is_enhanced, reply_lines
 
@@ -147,7 +147,13 @@ class Authenticated:
 
 
 Refusal: TypeAlias = Reject | Defer | Disconnect
+_REFUSALS = frozenset({Reject, Defer, Disconnect})
 Verdict: TypeAlias = Reject | Defer | Disconnect | Accept | Discard | Quarantine | Authenticated
+
+
+def refuses(verdict: Verdict | None) -> TypeGuard[Refusal]:
+    """Tell whether a verdict is a reply to refuse with; None goes on."""
+    return type(verdict) in _REFUSALS
 
 
 def verb(verdict: Verdict | None) -> str:

@@ -19,13 +19,13 @@ MAX_LINES = 600
 LAYERS: list[set[str]] = [
     {"stage", "errors"},
     {"verdict", "syntax", "limits", "invocation", "fork", "logs", "watchdog"},
-    {"address", "headers", "session", "deadline", "threads"},
+    {"address", "headers", "session", "deadline", "threads", "eager"},
     {"content", "mime", "message"},
     {"state", "policy"},
     {"chain", "question", "engine"},
-    {"adapter", "outcome", "lint"},
+    {"adapter", "outcome", "lint", "listen"},
     {"settings", "config"},
-    {"gateway", "testing", "contract", "pytest_plugin"},
+    {"workers", "gateway", "testing", "contract", "pytest_plugin"},
     {"cli", "__main__"},
 ]
 """The modules of the core, those that import nothing first: a row imports from itself and above."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from functools import lru_cache
-from ipaddress import ip_address
 from typing import Literal
 
-from mailgate.session import Attempt, Event, IPAddress, Session
+from mailgate.session import Attempt, Event, IPAddress, Session, address_of
+from mailgate.syntax import text_of
 from mailgate_opensmtpd.wire import EVENTS, Report
 
 _BLANKS = re.compile(r"[ \t]+")
@@ -40,20 +39,8 @@ def _endpoint(text: str) -> tuple[IPAddress | None, int]:
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or text.endswith("]"):
         host, port = text, "0"
-    address = _address(host.removeprefix("[").removesuffix("]"))
+    address = address_of(host.removeprefix("[").removesuffix("]"))
     return address, int(port) if address is not None and len(port) < 6 else 0
-
-
-@lru_cache(maxsize=4096)  # the same server, and often the same client, again and again
-def _address(text: str) -> IPAddress | None:
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
-
-
-def text_of(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
 
 
 def unvis(text: str) -> str:

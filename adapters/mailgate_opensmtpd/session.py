@@ -12,7 +12,7 @@ from mailgate.address import Address
 from mailgate.engine import FAILURE, Engine
 from mailgate.session import TLS, Attempt
 from mailgate.stage import Stage
-from mailgate.syntax import format_parameters, path_parameters
+from mailgate.syntax import format_parameters, path_parameters, text_of
 from mailgate.verdict import Defer, Disconnect, Reject, Verdict
 from mailgate_opensmtpd.facts import (
     attempt_of,
@@ -20,7 +20,6 @@ from mailgate_opensmtpd.facts import (
     event_of,
     login,
     session_of,
-    text_of,
     unvis,
 )
 from mailgate_opensmtpd.stream import LongLines, Stream

@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias, final
 
 from mailgate.content import PIECE, Body
 from mailgate.engine import FAILURE, NO_SPACE, Conversation
-from mailgate.headers import Field, continues_section, parse_fields
+from mailgate.headers import Field, Section, continues_section, parse_fields
 from mailgate.limits import Limits
 from mailgate.stage import Stage
 from mailgate.syntax import stuff_dots, unstuff_dots
-from mailgate.verdict import Discard, Quarantine, Reject, Verdict
+from mailgate.verdict import Reject, refuses
 from mailgate_opensmtpd.wire import (
     DataLines,
     LineTooLong,
@@ -86,7 +86,7 @@ class Stream:
             if ended:
                 await self._end()
         except Exception:
-            log.exception("a fault of mailgate itself in message %s", self._name())
+            log.exception("a fault of mailgate itself in message %s", self._conversation.id)
             self._conversation.refuse(FAILURE, "mailgate")
             self._drop()
         finally:
@@ -124,8 +124,8 @@ class Stream:
         fields = parse_fields(section, self._limits.fields + 1)
         self._head.clear()
         self._mark_trace(fields)
-        verdict = await self._conversation.headers(fields, separator)
-        if _refuses(verdict):
+        verdict = await self._conversation.headers(Section.of(fields), separator)
+        if refuses(verdict):
             self._mode = _Mode.DROP
         elif self._holds:
             self._mode = _Mode.HOLD
@@ -167,30 +167,18 @@ class Stream:
         piece = b"".join(self._unshown)
         self._unshown.clear()
         self._unshown_size = 0
-        if _refuses(await self._conversation.body(piece)):
+        if refuses(await self._conversation.body(piece)):
             self._drop()
 
     async def _hold(self, piece: bytes) -> None:
         body = self._body
-        if body is None:
+        if body is None or self._conversation.hold(body, piece):
             return
-        try:
-            body.append(piece)
-        except OSError as error:
-            log.error("message %s cannot be held: %s", self._name(), error)
-            self._conversation.refuse(NO_SPACE, "limits.memory")
+        message = self._conversation.message
+        if message is None or refuses(self._conversation.verdict):
             self._drop()
             return
-        if body.size > self._limits.message:
-            await self._over_size()
-
-    async def _over_size(self) -> None:
-        """Refuse a message over the size limit, or let it pass on unseen."""
-        message, body = self._conversation.message, self._body
-        if message is None or body is None or self._conversation.too_big() is not None:
-            self._drop()
-            return
-        self._shows_body = False
+        self._shows_body = False  # over the size limit: it passes on unseen
         self._mode = _Mode.ECHO
         message.set_body(body)
         await self._emit([message.head()])
@@ -232,7 +220,7 @@ class Stream:
                 if line_end and not self._answer_text(stuff_dots(text + line_end)):
                     return
         except OSError as error:
-            log.error("message %s cannot be read back: %s", self._name(), error)
+            log.error("message %s cannot be read back: %s", self._conversation.id, error)
             self._conversation.refuse(NO_SPACE, "limits.memory")
 
     def _answer_text(self, text: bytes) -> bool:
@@ -258,7 +246,7 @@ class Stream:
             log.warning(
                 "message %s has a line over %d octets, which this OpenSMTPD cannot take back "
                 "from a filter; long_lines = %r",
-                *(self._name(), limit, self._long_lines),
+                *(self._conversation.id, limit, self._long_lines),
             )
         if self._long_lines == "cut":
             cut = [line[:limit] for line in lines]
@@ -267,11 +255,3 @@ class Stream:
         self._conversation.refuse(TOO_LONG, "opensmtpd.long_lines")
         self._drop()
         return False
-
-    def _name(self) -> str:
-        message = self._conversation.message
-        return message.id if message is not None else self._session.decode("latin-1")
-
-
-def _refuses(verdict: Verdict | None) -> bool:
-    return verdict is not None and type(verdict) not in (Discard, Quarantine)

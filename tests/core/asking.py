@@ -11,7 +11,7 @@ from mailgate.address import Address
 from mailgate.chain import Capabilities, Defaults, Loaded
 from mailgate.content import Body
 from mailgate.engine import Conversation, Engine
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.limits import Limits
 from mailgate.message import Message
 from mailgate.policy import Policy
@@ -97,7 +97,7 @@ def content(octets: bytes = BODY) -> Body:
 async def to_headers(conversation: Conversation, section: bytes = SECTION) -> Message:
     """Bring a conversation to the end of an accepted header section."""
     message = await to_data(conversation)
-    assert await conversation.headers(parse_fields(section)) is None
+    assert await conversation.headers(Section.of(parse_fields(section))) is None
     return message
 
 

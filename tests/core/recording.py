@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mailgate.address import Address
 from mailgate.engine import Conversation
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.message import Ending, Message
 from mailgate.policy import Policy
 from mailgate.session import Session
@@ -74,7 +74,7 @@ async def deliver(conversation: Conversation) -> Verdict | None:
     await conversation.mail(SENDER)
     await conversation.rcpt(RECIPIENT)
     await conversation.data()
-    await conversation.headers(parse_fields(SECTION))
+    await conversation.headers(Section.of(parse_fields(SECTION)))
     await conversation.body(BODY)
     return await conversation.end(content())
 

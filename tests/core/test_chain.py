@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
 
 from mailgate.address import Address
-from mailgate.chain import Capabilities, Chain, Defaults, Interest, Loaded, unmet
+from mailgate.chain import (
+    UNKNOWN_VERBS,
+    Capabilities,
+    Chain,
+    Defaults,
+    Interest,
+    Loaded,
+    unmet,
+)
 from mailgate.message import Message
 from mailgate.policy import Policy
-from mailgate.session import Session
+from mailgate.session import Attempt, Session
 from mailgate.stage import Stage
 from mailgate.verdict import Verdict
 from tests.core.asking import loaded
@@ -30,6 +38,9 @@ async def on_piece(message: Message, piece: bytes) -> Verdict | None: ...
 
 
 async def on_session(session: Session) -> Verdict | None: ...
+
+
+async def on_attempt(session: Session, attempt: Attempt) -> Verdict | None: ...
 
 
 async def on_command(session: Session, verb: str, argument: str) -> Verdict | None: ...
@@ -59,11 +70,14 @@ def interest(*policies: Policy | Loaded, defaults: Defaults | None = None) -> In
 def test_without_handlers_nothing_is_wanted() -> None:
     assert interest(Policy()) == Interest(
         answers=frozenset(),
+        verdicts=frozenset(),
         asked=frozenset(),
         refusing=frozenset(),
         content="none",
         verbs=frozenset(),
         observes_commands=False,
+        needs=frozenset(),
+        uses=frozenset(),
     )
 
 
@@ -125,6 +139,25 @@ def test_commands() -> None:
     assert not interest(only).observes_commands
 
 
+def test_what_is_needed_and_what_is_used() -> None:
+    """A capability that is wanted is used where the protocol has it at that very stage."""
+    made, other = Policy(), Policy()
+    made.mail(needs={"tls"}, wants={"change_sender", "discard"})(on_message)
+    made.rcpt(wants={"change_sender"})(on_recipient)
+    other.message(needs={"auth"}, wants={"quarantine"})(on_message)
+    able: Capabilities = {
+        Stage.MAIL: frozenset({"tls", "change_sender", "params"}),
+        Stage.RCPT: frozenset({"discard"}),
+        Stage.MESSAGE: frozenset({"auth", "quarantine", "add_recipient"}),
+    }
+    wanted = Chain(loaded(made, other), able, Defaults()).interest
+    assert wanted.needs == {"tls", "auth"}
+    assert wanted.uses == {"tls", "auth", "change_sender", "quarantine"}
+    everything = Chain(loaded(made, other), None, Defaults()).interest
+    assert everything.needs == {"tls", "auth"}
+    assert everything.uses == {"tls", "auth", "change_sender", "discard", "quarantine"}
+
+
 # -- order and defaults --------------------------------------------------------------------------
 
 
@@ -172,8 +205,83 @@ def test_granted_is_what_is_declared_and_possible_at_the_stage() -> None:
     assert bound.declared == {"tls", "change_sender", "discard"}
     (bound,) = Chain(loaded(made), None, Defaults()).at[Stage.MAIL]
     assert bound.granted == bound.declared
-    (bound,) = Chain(loaded(made), {}, Defaults()).at[Stage.MAIL]
+    (bound,) = Chain(loaded(made), {Stage.MAIL: frozenset()}, Defaults()).at[Stage.MAIL]
     assert bound.granted == frozenset()
+
+
+# -- what a protocol never asks ------------------------------------------------------------------
+
+
+def test_a_handler_of_a_stage_that_is_not_there_is_left_out() -> None:
+    made = policy(auth=on_attempt, helo=sees_session, mail=on_message, close=sees_session)
+    chain = Chain(loaded(made), {Stage.MAIL: frozenset()}, Defaults())
+    assert [stage for stage in Stage if chain.at[stage]] == [Stage.MAIL]
+    assert chain.interest.asked == chain.interest.refusing == {Stage.MAIL}
+    assert set(Chain(loaded(made), None, Defaults()).interest.asked) == {
+        *(Stage.AUTH, Stage.HELO, Stage.MAIL, Stage.CLOSE)
+    }
+
+
+def commanded(here: Collection[str], *verbs: str) -> Interest:
+    """Return what is wanted of a protocol that has the stage of commands."""
+    made = Policy("p")
+    made.command(*verbs, optional=True)(on_command)
+    return Chain(loaded(made), {Stage.COMMAND: frozenset(here)}, Defaults()).interest
+
+
+def test_verbs_that_cannot_be_answered_are_not_asked_for() -> None:
+    assert commanded({"NOOP"}, "NOOP", "VRFY").verbs == {"NOOP"}
+    assert commanded({UNKNOWN_VERBS}, "NOOP", "XYZZY").verbs == {"XYZZY"}
+    assert commanded({UNKNOWN_VERBS, "NOOP"}, "NOOP", "XYZZY").verbs == {"NOOP", "XYZZY"}
+    for here in ({UNKNOWN_VERBS}, {"NOOP"}, set[str]()):
+        none = commanded(here, "VRFY")
+        assert none.verbs == none.asked == none.answers == none.refusing == frozenset()
+
+
+def test_those_that_look_on_are_asked_whatever_can_be_answered() -> None:
+    made = Policy("p")
+    made.command("VRFY")(sees_command)
+    for here in ({UNKNOWN_VERBS}, {"NOOP"}, set[str]()):
+        chain = Chain(loaded(made), {Stage.COMMAND: frozenset(here)}, Defaults())
+        assert chain.interest.observes_commands
+        assert chain.interest.answers == chain.interest.verbs == frozenset()
+
+
+# -- a peer that can do less ---------------------------------------------------------------------
+
+
+def less(*missing: str) -> Chain:
+    """Return a chain for a peer that lacks what its protocol has."""
+    made = Policy("p")
+    made.mail(wants={"change_sender", "tls"}, timeout=3)(on_message)
+    made.message(wants={"change_sender", "quarantine"}, on_error="reject")(on_message)
+    able: Capabilities = dict.fromkeys(
+        (Stage.MAIL, Stage.MESSAGE), frozenset({"change_sender", "quarantine", "tls"})
+    )
+    whole = Chain([Loaded(made, "name", timeout=7)], able, Defaults(timeout=2, on_error="defer"))
+    chain = whole.without(frozenset(missing))
+    assert whole.interest.uses == {"change_sender", "quarantine", "tls"}, "it was left alone"
+    assert chain.policies == whole.policies
+    assert chain.defaults == whole.defaults
+    return chain
+
+
+def test_what_a_peer_lacks_is_not_granted_at_any_stage() -> None:
+    chain = less("change_sender")
+    (mail,), (message,) = chain.at[Stage.MAIL], chain.at[Stage.MESSAGE]
+    assert mail.granted == {"tls"}
+    assert message.granted == {"quarantine"}
+    assert chain.interest.uses == {"tls", "quarantine"}
+    assert mail.declared == {"change_sender", "tls"}
+    assert (mail.label, mail.timeout, message.on_error) == ("name.on_message", 3, "reject")
+
+
+def test_a_peer_that_lacks_more_can_be_told_so_again() -> None:
+    assert less("change_sender").without(frozenset({"tls"})).interest.uses == {"quarantine"}
+
+
+def test_what_nobody_uses_is_not_missed() -> None:
+    assert less("discard").interest.uses == {"change_sender", "quarantine", "tls"}
 
 
 # -- what cannot be met --------------------------------------------------------------------------
@@ -183,7 +291,6 @@ ABLE: Capabilities = {
     Stage.MAIL: frozenset({"change_sender", "tls"}),
     Stage.RCPT: frozenset({"tls"}),
     Stage.MESSAGE: frozenset({"tls"}),
-    Stage.COMMAND: frozenset({"NOOP"}),
 }
 
 
@@ -224,10 +331,12 @@ def test_an_observer_needs_its_facts() -> None:
     assert missing(sees_message, "mail", needs={"auth"}) == ["sees_message needs auth"]
 
 
-def commands(function: Callable[..., Any], *verbs: str, **options: Any) -> list[str]:
+def commands(
+    function: Callable[..., Any], *verbs: str, here: Collection[str] = ("NOOP",), **options: Any
+) -> list[str]:
     made = Policy("p")
     made.command(*verbs, **options)(function)
-    return [str(each) for each in unmet(loaded(made), ABLE)]
+    return [str(each) for each in unmet(loaded(made), {Stage.COMMAND: frozenset(here)})]
 
 
 def test_verbs_are_capabilities() -> None:
@@ -236,6 +345,34 @@ def test_verbs_are_capabilities() -> None:
     assert commands(on_command, "VRFY", optional=True) == []
     assert commands(sees_command) == []
     assert commands(sees_command, "VRFY") == []
+
+
+def test_where_unknown_verbs_can_be_answered_a_known_one_is_named_to_be() -> None:
+    """A milter is told of commands that the MTA does not know (SMFIC_UNKNOWN)."""
+    here = {UNKNOWN_VERBS, "NOOP"}
+    assert commands(on_command, "XYZZY", "ATRN", here=here) == []
+    assert commands(on_command, "NOOP", "XYZZY", here=here) == []
+    assert commands(on_command, "NOOP", "VRFY", "XYZZY", here=here) == ["on_command needs VRFY"]
+    assert commands(on_command, "VRFY", "QUIT", here=here) == ["on_command needs QUIT, VRFY"]
+    assert commands(on_command, "VRFY", optional=True, here=here) == []
+    assert commands(sees_command, "VRFY", here=here) == []
+    assert commands(on_command, "XYZZY", here=()) == ["on_command needs XYZZY"]
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [  # RFC 5321 4.1.1, 2033, 1985, 3030, 4954, 3207
+        *("EHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "VRFY", "EXPN", "HELP", "NOOP", "QUIT"),
+        *("LHLO", "ETRN", "BDAT", "AUTH", "STARTTLS"),
+        *("XCLIENT", "XFORWARD"),  # of Postfix: XCLIENT_README, XFORWARD_README
+    ],
+)
+def test_what_a_server_knows(verb: str) -> None:
+    needs = {"needs": {"tls"}}
+    assert commands(on_command, verb, here={UNKNOWN_VERBS}) == [f"on_command needs {verb}"]
+    assert commands(on_command, verb, here={UNKNOWN_VERBS}, **needs) == [
+        f"on_command needs tls, {verb}"
+    ]
 
 
 def test_everything_that_is_missing_is_named_in_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mailgate.address import Address
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.message import Ending, Message
 from mailgate.policy import Policy
 from mailgate.session import Attempt, Session
@@ -216,7 +216,7 @@ async def test_a_refused_message_is_refused_to_its_end() -> None:
     asked = Asked()
     conversation = converse(asked.policy("a", {**WHOLE, Stage.HEADERS: NO}))
     await to_data(conversation)
-    assert await conversation.headers(parse_fields(SECTION)) == NO
+    assert await conversation.headers(Section.of(parse_fields(SECTION))) == NO
     assert await conversation.body(BODY) == NO
     assert await conversation.end(content()) == NO
     assert conversation.verdict == NO
@@ -281,7 +281,7 @@ async def test_what_is_dropped_or_held_is_decided_and_still_taken(
     for recipient in (RECIPIENT, Address("more@example.org")):
         assert await conversation.rcpt(recipient) in (None, verdict)
     assert await conversation.data() in (None, verdict)
-    await conversation.headers(parse_fields(SECTION))
+    await conversation.headers(Section.of(parse_fields(SECTION)))
     await conversation.body(BODY)
     assert await conversation.end(content()) == verdict
     assert message.recipients == (RECIPIENT, "more@example.org")

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from mailgate.chain import Loaded
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.message import Ending
 from mailgate.policy import Policy
 from mailgate.session import Attempt, Event, Session
@@ -108,7 +108,7 @@ async def test_an_aborted_message_was_refused_by_nobody() -> None:
     policy = Asked().policy("a", {Stage.HEADERS: NO}, ends.policy("a"))
     conversation = converse(policy)
     await to_data(conversation)
-    assert await conversation.headers(parse_fields(SECTION)) == NO
+    assert await conversation.headers(Section.of(parse_fields(SECTION))) == NO
     await conversation.finish("aborted")
     assert ends.messages == [("a", Ending("aborted"))]
 

@@ -8,7 +8,7 @@ import pytest
 
 from mailgate.address import Address
 from mailgate.chain import Chain, Defaults
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.limits import Limits
 from mailgate.policy import Policy
 from mailgate.session import Session
@@ -82,7 +82,7 @@ async def test_a_header_section_has_limits(limits: Limits, section: bytes, fits:
     asked = Asked()
     conversation = converse(asked.policy("a", {Stage.HEADERS: None}), limits=limits)
     await to_data(conversation)
-    verdict = await conversation.headers(parse_fields(section))
+    verdict = await conversation.headers(Section.of(parse_fields(section)))
     if fits:
         assert verdict is None
         assert asked == ["a.headers"]

@@ -14,6 +14,7 @@ from mailgate.headers import (
     MAX_VALUE,
     Field,
     Headers,
+    Section,
     continues_section,
     decode_value,
     encode_field,
@@ -36,7 +37,7 @@ def apply(sign: str, text: str, edit: Callable[[], None]) -> None:
 
 
 def headers(section: bytes = SECTION) -> Headers:
-    return Headers(parse_fields(section), apply)
+    return Headers(Section.of(parse_fields(section)), apply)
 
 
 def section_lines() -> st.SearchStrategy[bytes]:
@@ -280,6 +281,33 @@ def test_encode_field(name: str, value: str, raw: bytes) -> None:
     assert encode_field(name, value) == raw
 
 
+@given(
+    name=st.text(
+        alphabet=st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1
+    ).filter(lambda name: ":" not in name),
+    value=st.text(
+        alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E) | st.just("\t"),
+        max_size=90,
+    ),
+)
+@example("X", "x" * 75)
+@example("X", "x" * 76)
+@example("X" * 40, "x" * 36)
+@example("X", " a")
+@example("X", "a ")
+@example("X", "a  b")
+@example("X", "")
+@example("X", " ")
+@example("X", "a\tb")
+def test_what_fits_one_line_is_written_in_one(name: str, value: str) -> None:
+    """RFC 5322 2.1.1 and 2.2: a name, a colon, the body, CRLF; 78 characters without CRLF."""
+    line = f"{name}: {value}"
+    if len(line) <= 78:
+        assert encode_field(name, value) == line.encode("ascii") + b"\r\n"
+    else:
+        assert unfolded(encode_field(name, value)) == line
+
+
 ASCII_VALUES = st.text(
     alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E) | st.just("\t"), max_size=300
 )
@@ -298,6 +326,9 @@ def test_folding_unfolds_to_the_same_text(value: str) -> None:
 
 
 @given(st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=70), max_size=30))
+@example(["a"] * 38)  # 78 octets
+@example(["a"] * 37 + ["bb"])  # 79
+@example(["a"] * 39)
 def test_lines_are_folded_at_78_octets(words: list[str]) -> None:
     raw = encode_field("X", " ".join(words))
     assert all(len(line) <= 78 for line in raw.split(b"\r\n"))
@@ -388,9 +419,27 @@ def test_setting_changes_the_first_and_drops_the_others() -> None:
     fields = headers()
     fields["Subject"] = "third"
     assert fields.get_all("subject") == ["third"]
-    assert bytes(fields) == SECTION.replace(b"SUBJECT: first", b"Subject: third").replace(
+    assert bytes(fields) == SECTION.replace(b"SUBJECT: first", b"SUBJECT: third").replace(
         b"subject : second\r\n", b""
     )
+
+
+@pytest.mark.parametrize("spelled", [b"SUBJECT", b"sUBJECt", b"Subject"])
+@pytest.mark.parametrize("space", [b"", b" ", b"\t "])
+def test_setting_keeps_the_spelling_of_the_name(spelled: bytes, space: bytes) -> None:
+    """Sendmail changes the value of a field that it finds by its name, and leaves the name."""
+    fields = headers(b"A: b\r\n" + spelled + space + b": old\r\nSubject: other\r\nC: d\r\n")
+    fields["subjecT"] = "new"
+    assert bytes(fields) == b"A: b\r\n" + spelled + b": new\r\nC: d\r\n"
+    assert [name for name, _ in fields] == ["A", spelled.decode(), "C"]
+    assert fields["SUBJECT"] == "new"
+
+
+def test_setting_what_was_deleted_spells_it_anew() -> None:
+    fields = headers(b"SUBJECT: old\r\n")
+    del fields["Subject"]
+    fields["Subject"] = "new"
+    assert bytes(fields) == b"Subject: new\r\n"
 
 
 def test_setting_adds_what_is_missing() -> None:
@@ -454,7 +503,7 @@ def test_edits_are_told_before_they_are_made() -> None:
         told.append((sign, text))
         raise RuntimeError
 
-    fields = Headers(parse_fields(SECTION), refuse)
+    fields = Headers(Section.of(parse_fields(SECTION)), refuse)
     edits: list[Callable[[], None]] = [
         lambda: fields.add("X", "1"),
         lambda: fields.prepend("X", "2"),
@@ -479,7 +528,7 @@ def test_edits_are_told_before_they_are_made() -> None:
 def traced() -> Headers:
     """Return a section on top of which the server put a Received field of its own."""
     own = Field(b"Received: by mx.example\r\n", b"received", trace=True)
-    return Headers([own, *parse_fields(SECTION)], apply)
+    return Headers(Section.of([own, *parse_fields(SECTION)]), apply)
 
 
 def test_the_servers_own_field_is_shown_to_nobody() -> None:

@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from mailgate.address import Address
 from mailgate.content import Body
 from mailgate.errors import LimitExceeded, TooEarly, TooLate, Undeclared, Unsupported
-from mailgate.headers import parse_fields
+from mailgate.headers import Section, parse_fields
 from mailgate.message import MAX_EDITS, Ending, Message
 from mailgate.policy import Policy
 from mailgate.session import Session
 from mailgate.stage import MESSAGE_STAGES, Capability, Stage
 from mailgate.testing import send
-from tests.core.asking import RECIPIENT, SECTION, SENDER, converse, in_loop
+from tests.core.asking import (
+    RECIPIENT,
+    SECTION,
+    SENDER,
+    content,
+    converse,
+    in_loop,
+    to_headers,
+)
 
 TEXT = b"Hello,\r\n.\r\nyou.\r\n"
 
@@ -38,7 +46,7 @@ def message(
     if stage is not Stage.MAIL:
         made.accept_recipient(RECIPIENT, RECIPIENT)
     if stage in (Stage.HEADERS, Stage.BODY, Stage.MESSAGE):
-        made.set_headers(parse_fields(section), separator)
+        made.set_headers(Section.of(parse_fields(section)), separator)
     if stage is Stage.MESSAGE:
         whole = Body(memory)
         whole.append(body)
@@ -130,6 +138,39 @@ def test_what_is_kept_of_a_body_stays_as_it_came() -> None:
     assert headed.body == b"head\r\n" + old
     doubled.body = doubled.body
     assert doubled.body == old
+
+
+def test_a_new_body_is_there_where_one_was_assigned() -> None:
+    edited = message()
+    new = [edited.new_body]
+    assert edited.body + edited.raw  # whoever reads changes nothing
+    edited.headers["Subject"] = "other"
+    new.append(edited.new_body)
+    for body in (b"a\n", b""):
+        edited.body = body
+        new.append(edited.new_body)
+    edited.release()
+    new.append(edited.new_body)
+    assert new == [None, None, b"a\r\n", b"", None]
+
+
+@in_loop
+async def test_a_new_body_goes_with_the_handler_that_failed() -> None:
+    policy = Policy()
+
+    @policy.message
+    async def edits(message: Message) -> None:
+        message.body = b"first"
+
+    @policy.message(on_error="continue")
+    async def fails(message: Message) -> None:
+        message.body = b"second"
+        raise ValueError
+
+    conversation = converse(policy)
+    edited = await to_headers(conversation)
+    assert await conversation.end(content()) is None
+    assert edited.new_body == b"first\r\n"
 
 
 def test_a_body_behind_an_unended_line_ends_as_it_did() -> None:

@@ -149,6 +149,31 @@ def test_every_stage_that_was_asked_is_shown() -> None:
     assert [row[1] for row in trace[:3]] == ["local", "client.example", "<>"]
 
 
+def test_a_command_is_shown_where_it_came() -> None:
+    policy = Policy("p")
+
+    @policy.command("XYZZY")
+    async def odd(session: Session, verb: str, argument: str) -> Verdict | None:
+        return Reject("no")
+
+    @policy.rcpt
+    async def rcpt(message: Message, recipient: Address) -> Verdict | None: ...
+
+    with Mta(policy) as mta:
+        mta.command("XYZZY")
+        mta.mail("a@b.example")
+        mta.rcpt("c@d.example")
+        mta.command("XYZZY")
+    assert rows(str(mta.outcome)) == [
+        ["connect", "192.0.2.1", "continue"],
+        ["command", "p.odd", "reject", "550 5.7.1 no"],
+        ["mail", "a@b.example", "continue"],
+        ["rcpt", "c@d.example", "p.rcpt", "continue"],
+        ["command", "p.odd", "reject", "550 5.7.1 no"],
+        ["accepted", "250, 1 recipient"],
+    ]
+
+
 def test_a_slow_handler_shows_its_time() -> None:
     policy = Policy("p")
 

@@ -15,6 +15,7 @@ from mailgate.address import Address
 from mailgate.chain import Defaults, Loaded
 from mailgate.engine import Conversation
 from mailgate.errors import TooLate
+from mailgate.headers import Section
 from mailgate.limits import Limits
 from mailgate.message import Message
 from mailgate.policy import Policy
@@ -562,7 +563,7 @@ async def test_every_step_is_told() -> None:
 
     conversation = converse(policy, trace=steps.append)
     await to_data(conversation)
-    await conversation.headers([])
+    await conversation.headers(Section.of([]))
     first, second, third = steps
     assert (first.stage, first.subject, first.by) == (Stage.RCPT, RECIPIENT, "p.rcpt")
     assert (first.verdict, first.error, first.changes) == (None, None, ())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
 from mailgate.errors import TooLate, Undeclared, Unsupported
 from mailgate.message import Change, Ending
 from mailgate.policy import Policy
-from mailgate.session import TLS, Attempt, Event, Session
+from mailgate.session import TLS, Attempt, Event, Session, address_of
+from mailgate.stage import Stage
 from mailgate.testing import Mta
 from tests.core.asking import converse, in_loop
 
@@ -35,6 +36,22 @@ def session(**facts: object) -> Session:
 def test_who_is_local(client: str | None, socket: bool, local: bool) -> None:
     address = ip_address(client) if client else None
     assert session(client=address, local_socket=socket).local is local
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("192.0.2.1", IPv4Address("192.0.2.1")),
+        ("2001:db8::1", IPv6Address("2001:db8::1")),
+        ("2001:DB8:0:0:0:0:0:1", IPv6Address("2001:db8::1")),
+        *((text, None) for text in ("", "unknown", "192.0.2", "192.0.2.1 ", "192.0.2.256")),
+        *((text, None) for text in ("192.0.2.01", "[192.0.2.1]", "IPv6:2001:db8::1", "1")),
+        *((text, None) for text in ("mx.example", "\udcff", "1" * 10_000)),
+    ],
+)
+def test_an_address_that_a_wire_tells(text: str, address: object) -> None:
+    for _ in range(2):  # it is kept for the next time
+        assert address_of(text) == address
 
 
 def test_a_session_is_read_only_for_policies() -> None:
@@ -94,7 +111,7 @@ async def test_a_greeting_that_a_protocol_cannot_change_is_asked_about() -> None
         asked.append(session.can("change_helo"))
         session.change_helo("new.example")
 
-    conversation = converse(policy, capabilities={}, strict=True)
+    conversation = converse(policy, capabilities={Stage.HELO: frozenset()}, strict=True)
     with pytest.raises(Unsupported, match=r"not possible in helo"):
         await conversation.helo("old.example")
     assert asked == [False]

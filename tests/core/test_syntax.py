@@ -14,10 +14,28 @@ from mailgate.syntax import (
     format_parameters,
     is_field_name,
     normal_line_ends,
+    parameters,
     path_parameters,
     stuff_dots,
+    text_of,
     unstuff_dots,
 )
+
+# -- octets as text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [(b"", ""), (b"a\0b", "a\0b"), ("é€".encode(), "é€"), (b"\xe9", "\udce9")],
+)
+def test_octets_are_text(octets: bytes, text: str) -> None:
+    assert text_of(octets) == text
+
+
+@given(st.binary(max_size=60))
+def test_any_octets_come_back(octets: bytes) -> None:
+    assert text_of(octets).encode("utf-8", "surrogateescape") == octets
+
 
 # -- header field names (RFC 5322 2.2) -----------------------------------------------------------
 
@@ -60,6 +78,30 @@ def test_what_is_no_field_name(name: bytes) -> None:
 )
 def test_path_parameters(command: bytes, params: dict[str, str | None]) -> None:
     assert path_parameters(command) == params
+
+
+@pytest.mark.parametrize(
+    ("words", "params"),
+    [
+        ([], {}),
+        ([b"size=10", b"SMTPUTF8"], {"SIZE": "10", "SMTPUTF8": None}),
+        ([b"A=b=c", b"A-1="], {"A": "b=c", "A-1": ""}),
+        ([b"A=1", b"a=2"], {"A": "2"}),
+        ([b"A=x y", b"B=\t"], {"A": "x y", "B": "\t"}),
+        ([b"A=\xff", "B=é".encode()], {"A": "\udcff", "B": "é"}),
+        ([b"", b"=", b"=x", b"-A=1", b"A B=1", b"<a@b.example>", b"\xc3\x89=1", b"A\n"], {}),
+    ],
+)
+def test_parameters_of_words(words: list[bytes], params: dict[str, str | None]) -> None:
+    """As a milter is given them: one string for each (RFC 5321 4.1.2: esmtp-param)."""
+    assert parameters(words) == params
+    assert parameters(iter(words)) == params
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5))
+def test_any_words_are_taken(words: list[bytes]) -> None:
+    for keyword in parameters(words):
+        assert re.fullmatch("[A-Z0-9][A-Z0-9-]*", keyword)
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(b"MAIL FROM:<a@b> ".__add__))

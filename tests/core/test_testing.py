@@ -11,7 +11,7 @@ import pytest
 
 from mailgate.address import Address
 from mailgate.chain import Defaults, Loaded
-from mailgate.errors import TooEarly, Unsupported
+from mailgate.errors import TooEarly
 from mailgate.limits import Limits
 from mailgate.message import Message
 from mailgate.policy import Policy
@@ -207,32 +207,6 @@ def test_before_any_message_there_are_no_headers() -> None:
         _ = mta.outcome.headers
 
 
-# -- protocols -----------------------------------------------------------------------------------
-
-
-def test_a_protocol_grants_what_it_can_only() -> None:
-    seen: list[tuple[str, bool]] = []
-    policy = Policy()
-
-    @policy.mail(wants={"change_sender", "discard"})
-    async def mail(message: Message) -> None:
-        seen.append((message.session.adapter, message.can("change_sender")))
-        seen.append((message.session.adapter, message.can("discard")))
-
-    assert send(policy, adapter="opensmtpd").accepted
-    assert seen == [("opensmtpd", True), ("opensmtpd", False)]
-
-
-def test_a_policy_that_would_not_start_is_not_tested() -> None:
-    policy = Policy()
-
-    @policy.message(needs={"add_recipient"})
-    async def copies(message: Message) -> None: ...
-
-    with pytest.raises(Unsupported, match="copies needs add_recipient; opensmtpd cannot"):
-        send(policy, adapter="opensmtpd")
-
-
 def test_misuse_is_raised_unless_it_is_to_be_as_in_service() -> None:
     policy = Policy()
 
@@ -289,6 +263,51 @@ def test_how_each_message_ended_is_told() -> None:
         mta.rset()
         mta.mail("a@b.example")
     assert endings == ["accepted", "aborted", "aborted"]
+
+
+def refusing(verdict: Verdict) -> Policy:
+    policy = Policy("p")
+
+    @policy.command("NOOP")
+    async def noop(session: Session, verb: str, argument: str) -> Verdict | None:
+        return verdict
+
+    return policy
+
+
+def test_what_a_command_in_passing_is_answered_with_is_not_the_messages() -> None:
+    with Mta(refusing(Reject("no"))) as mta:
+        assert mta.command("NOOP").code == 550
+        assert (mta.outcome.reply, mta.outcome.by) == ("550 5.7.1 no", "p.noop")
+        mta.mail("a@b.example")
+        mta.rcpt("c@d.example")
+        assert mta.command("NOOP").code == 550
+        assert (mta.outcome.reply, mta.outcome.by) == ("250 2.0.0 Ok", "")
+        assert mta.data().code == 250
+        assert mta.command("NOOP").code == 550
+        assert mta.command("XYZZY").code == 500
+        assert mta.outcome.accepted
+        assert mta.outcome.verdict is None
+
+
+def test_a_command_that_closes_the_connection_ends_its_message() -> None:
+    with Mta(refusing(Disconnect("bored"))) as mta:
+        mta.mail("a@b.example")
+        mta.rcpt("c@d.example")
+        assert mta.command("NOOP").code == 421
+        assert mta.data().code == 421
+        assert (mta.outcome.reply, mta.outcome.by) == ("421 4.7.1 bored", "p.noop")
+
+
+def test_a_command_that_closes_the_connection_leaves_what_was_accepted() -> None:
+    with Mta(refusing(Disconnect("bored"))) as mta:
+        mta.mail("a@b.example")
+        mta.rcpt("c@d.example")
+        mta.data()
+        assert mta.command("NOOP").code == 421
+        assert mta.outcome.accepted
+        assert mta.mail("a@b.example").code == 421
+        assert not mta.outcome.accepted
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mailgate.verdict import (
     Reject,
     Reply,
     Verdict,
+    refuses,
     verb,
 )
 
@@ -189,6 +190,19 @@ def test_equal_refusals_are_equal_however_the_defaults_were_said() -> None:
 )
 def test_verb(verdict: Verdict | None, word: str) -> None:
     assert verb(verdict) == word
+
+
+@pytest.mark.parametrize("verdict", [Reject("a"), Defer("a"), Disconnect("a", 554)])
+def test_a_reply_refuses(verdict: Verdict) -> None:
+    assert refuses(verdict)
+    assert verdict.reply.code >= 400
+
+
+@pytest.mark.parametrize(
+    "verdict", [None, Accept(), Discard("a"), Quarantine("a"), Authenticated("ann")]
+)
+def test_what_takes_the_message_refuses_nothing(verdict: Verdict | None) -> None:
+    assert not refuses(verdict)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ would end the real smtpd fails the test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import final
 
@@ -144,7 +144,7 @@ async def _converse(wire: Wire, mail: Mail) -> Delivery:
     wire.report("protocol-client", f"EHLO {mail.helo}")
     await wire.ask("ehlo", mail.helo)
     wire.report("link-identify", "EHLO", mail.helo)
-    sender = await _path(wire, "MAIL FROM", "mail-from", mail.sender)
+    sender, params = await _path(wire, "MAIL FROM", "mail-from", mail.sender, mail.params)
     wire.report("tx-begin", MSGID)
     wire.report("tx-mail", MSGID, "ok", mail.sender)
     taken, refused, reply = await _recipients(wire, mail)
@@ -160,14 +160,16 @@ async def _converse(wire: Wire, mail: Mail) -> Delivery:
     wire.report("tx-commit", MSGID, "4711")
     wire.report("tx-reset", MSGID)
     wire.report("link-disconnect")
-    return Delivery(raw=_delivered(back), refused=refused, sender=sender, recipients=taken)
+    return Delivery(
+        raw=_delivered(back), refused=refused, sender=sender, params=params, recipients=taken
+    )
 
 
 async def _recipients(wire: Wire, mail: Mail) -> tuple[list[str], list[str], str]:
     taken, refused, reply = [], [], ""
     for recipient in mail.recipients:
         try:
-            taken.append(await _path(wire, "RCPT TO", "rcpt-to", recipient))
+            taken.append((await _path(wire, "RCPT TO", "rcpt-to", recipient))[0])
             wire.report("tx-rcpt", MSGID, "ok", recipient)
         except Refused as text:
             reply = str(text)
@@ -176,14 +178,19 @@ async def _recipients(wire: Wire, mail: Mail) -> tuple[list[str], list[str], str
     return taken, refused, reply
 
 
-async def _path(wire: Wire, command: str, phase: str, address: str) -> str:
-    """Send MAIL or RCPT; return the address that the server goes on with."""
-    wire.report("protocol-client", f"{command}:<{address}>")
+async def _path(
+    wire: Wire, command: str, phase: str, address: str, params: Mapping[str, str] | None = None
+) -> tuple[str, dict[str, str]]:
+    """Send MAIL or RCPT; return the address and the parameters that the server goes on with."""
+    arguments = "".join(f" {name}={value}" for name, value in (params or {}).items())
+    wire.report("protocol-client", f"{command}:<{address}>{arguments}")
     decision, parameter = await wire.ask(phase, address)
     if decision != "rewrite":
-        return address
+        return address, dict(params or {})
     assert parameter.startswith("<"), "smtpd answers 553"
-    return parameter.partition(">")[0].removeprefix("<")
+    path, _, rest = parameter.partition(">")
+    pairs = (argument.partition("=") for argument in rest.split())
+    return path.removeprefix("<"), {name: value for name, _, value in pairs}
 
 
 def _delivered(lines: Sequence[bytes]) -> bytes:

@@ -6,23 +6,18 @@ An adapter is a class that an installed distribution names in the entry-point gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias, final
 
-from mailgate.chain import Capabilities, Interest, Unmet, lacking
+from mailgate.chain import Capabilities, Defaults, Interest, Unmet, lacking
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
 
 GROUP = "mailgate.adapters"
 
 FORTHCOMING: Mapping[str, frozenset[str]] = {
-    "milter": frozenset(
-        {
-            *("change_sender", "change_recipient", "add_recipient", "remove_recipient"),
-            *("quarantine", "discard", "rdns", "tls", "auth", "params"),
-        }
-    ),
     "smtp": frozenset(
         {
             *("change_sender", "change_recipient", "add_recipient", "remove_recipient"),
@@ -37,21 +32,57 @@ An entry goes when its adapter comes.
 """
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a snippet goes by, besides the adapter's own table.
+
+    ``defaults`` says how long mailgate may take to answer.  ``queue_directory`` is where the
+    mail server keeps its queue, None for the usual place: chrooted there, it sees nothing else.
+    """
+
+    defaults: Defaults
+    queue_directory: str | None = None
+
+
+Snippet: TypeAlias = Callable[[Any, Site], Iterable[str]]
+"""Makes the lines to add to the configuration of one mail server, comments among them.
+
+It is given the adapter's ``Options`` and the site.  Raises ConfigError where the server could not
+be told what they say.
+"""
+
+
 class Adapter(Protocol):
     """Speaks one protocol to an `Engine`.
 
     ``Options`` is a frozen dataclass: the adapter's own table of the configuration.
+    ``on_stdin`` says that it speaks on the standard streams: served only when it is named, and
+    alone.  ``snippets`` has what `mailgate snippet` prints, by the name of the mail server; it
+    may be empty.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    on_stdin: ClassVar[bool]
     capabilities: ClassVar[Capabilities]
     Options: ClassVar[type[Any]]
+    snippets: ClassVar[Mapping[str, Snippet]]
 
     def __init__(self, options: Any) -> None: ...
 
     def claim(self) -> None:
         """Take what the protocol needs, before policy code is imported."""
+
+    def descriptors(self) -> Sequence[int]:
+        """Return the listening sockets that were claimed, which worker processes can share.
+
+        A worker gets them by ``listen = ["fd:3", ...]``.  Empty where there can be only one
+        process.
+        """
+
+    def release(self) -> None:
+        """Give it back: the policies cannot be loaded, and nothing will be served."""
 
     async def serve(self, engine: Engine) -> None:
         """Serve until the peer ends it or `drain` was called.  Raises ConfigError only."""
@@ -103,5 +134,6 @@ def able(missing: Unmet) -> str:
     later = [name for name, can in FORTHCOMING.items() if name not in known and needs <= can]
     said = [f"{', '.join(now)} can"] if now else []
     if later:
-        said.append(f"{', '.join(later)} will, they are not in this version")
+        are = "it is" if len(later) == 1 else "they are"
+        said.append(f"{', '.join(later)} will, {are} not in this version")
     return "; ".join(said) or "no protocol can"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -14,10 +17,12 @@ from mailgate import adapter as adapters
 from mailgate.adapter import Adapter
 from mailgate.chain import Chain, Loaded, Unmet, unmet
 from mailgate.config import Config, load_all, shown
+from mailgate.deadline import stay
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
 from mailgate.logs import trouble
 from mailgate.watchdog import Watchdog
+from mailgate.workers import LIFELINE, Workers
 
 log = logging.getLogger(__name__)
 
@@ -41,56 +46,165 @@ def check(policies: Sequence[Loaded], protocol: type[Adapter]) -> None:
 
 
 @final
-class Gateway:
-    """One protocol, its policies, and the way to read them again."""
+class _Service:
+    """One protocol being served: its adapter and its engine."""
 
-    def __init__(self, name: str, configure: Callable[[], Config]) -> None:
-        """Choose a protocol; ``configure`` reads the configuration, now and at SIGHUP."""
-        self._protocol = adapters.load(name)
+    def __init__(self, name: str, config: Config) -> None:
+        self.protocol = adapters.load(name)
+        self.adapter: Adapter = self.protocol(config.options(name, self.protocol.Options))
+
+    def begin(self, config: Config, policies: Sequence[Loaded]) -> None:
+        """Make the engine."""
+        capabilities = self.protocol.capabilities
+        self.engine = Engine(
+            policies, capabilities, defaults=config.defaults, limits=config.limits
+        )
+
+    def chain(self, config: Config, policies: Sequence[Loaded]) -> Chain:
+        """Return other policies for this protocol; ConfigError where it cannot serve them now.
+
+        Its own table has to be right too, for the next start.
+        """
+        config.options(self.protocol.name, self.protocol.Options)
+        check(policies, self.protocol)
+        chain = Chain(policies, self.protocol.capabilities, config.defaults)
+        reason = self.adapter.accepts(chain.interest)
+        if reason is not None:
+            raise ConfigError(reason)
+        return chain
+
+
+@final
+class Gateway:
+    """Protocols, the policies that all of them serve, and the way to read them again."""
+
+    def __init__(self, name: str | None, configure: Callable[[], Config]) -> None:
+        """Choose a protocol, or with None every one that the configuration has a table for.
+
+        ``configure`` reads the configuration, now and at SIGHUP.
+        """
+        self._name = name
         self._configure = configure
         self._resources = AsyncExitStack()
         self._reloading: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
-        self._fixed: tuple[object, ...] = ()
+        self._fixed = Config()  # as it was at start
+        self._services: list[_Service] = []
+        self._lifeline: int | None = None  # of a worker
 
     def run(self) -> bool:
-        """Serve until the protocol ends.  Raises ConfigError before it does, never later.
+        """Serve until the protocols end.  Raises ConfigError before it does, never later.
 
         False where a handler did not end when it was told to: the process has to be left then.
         """
-        config = self._configure()
-        serving = self._protocol(config.options(self._protocol.name, self._protocol.Options))
-        self._fixed = (config.limits, config.log, config.adapters)
-        serving.claim()  # before any policy code is imported
-        policies = load_all(config.policies)
-        check(policies, self._protocol)
+        config, policies = self._begin()
         runner = asyncio.Runner(loop_factory=_loop_factory())
         loop = runner.get_loop()
         try:
-            _run(loop, loop.create_task(self._serve(serving, config, policies)))
+            _run(loop, loop.create_task(self._serve(config, policies)))
         finally:
             ended = _end_tasks(loop)
             if ended:
                 runner.close()
         return ended
 
-    async def _serve(self, serving: Adapter, config: Config, policies: Sequence[Loaded]) -> None:
-        engine = Engine(
-            policies, self._protocol.capabilities, defaults=config.defaults, limits=config.limits
-        )
+    def _begin(self) -> tuple[Config, list[Loaded]]:
+        """Claim what the protocols need, then load the policies."""
+        if hasattr(sys.stdout, "reconfigure"):  # what policies print is seen at once, in the log
+            sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload before there is anything to
+        lifeline = os.environ.pop(LIFELINE, "")  # not for policies, nor for what they start
+        if lifeline:
+            self._lifeline = int(lifeline)
+            os.set_inheritable(self._lifeline, False)
+        config = self._configure()
+        self._fixed = config
+        self._services = [_Service(name, config) for name in self._names(config)]
+        try:
+            for service in self._services:
+                service.adapter.claim()  # before any policy code is imported
+            policies = load_all(config.policies)
+            for service in self._services:
+                check(policies, service.protocol)
+        except BaseException:
+            for service in self._services:
+                service.adapter.release()
+            raise
+        return config, policies
+
+    def run_workers(self, argv: Sequence[str], policies: Sequence[str], number: int) -> int:
+        """Serve in worker processes, and return the exit status.  Raises as `run`.
+
+        ``argv`` is the command line of a worker without its POLICY arguments and the sockets
+        that it is to take over.
+        The policies are loaded here too: what is wrong with them is told once.
+        """
+        self._begin()
+        (service,) = self._services
+        descriptors = service.adapter.descriptors()
+        if not descriptors:
+            service.adapter.release()
+            raise ConfigError(f"{service.protocol.name} has one process only: leave --workers out")
+        listen = [word for fd in descriptors for word in ("--listen", f"fd:{fd}")]
+        try:
+            log.info("%d workers", number)
+            workers = Workers(
+                [*argv, *listen, "--", *policies], descriptors, number, service.adapter.release
+            )
+            return asyncio.run(workers.run())
+        finally:
+            service.adapter.release()
+
+    def _names(self, config: Config) -> list[str]:
+        """Return the protocols to serve; those on stdin want to be named, and are alone there."""
+        if self._name is not None:
+            return [self._name]
+        names = [name for name in config.adapters if not adapters.load(name).on_stdin]
+        if not names:
+            raise ConfigError(
+                "no protocol to serve: name one with -p, or give it a table such as [milter]",
+                file=config.file,
+            )
+        return names
+
+    async def _serve(self, config: Config, policies: Sequence[Loaded]) -> None:
+        for service in self._services:
+            service.begin(config, policies)
         watchdog = Watchdog()
         watchdog.start()
         try:
             async with self._resources:
                 await self._enter(policies)
                 loop = asyncio.get_running_loop()
-                loop.add_signal_handler(signal.SIGHUP, self._hang_up, serving, engine)
+                loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+                # The parent of a worker has it wait until now.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
                 for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.add_signal_handler(number, self._drain, serving, number.name)
-                await serving.serve(engine)
+                    loop.add_signal_handler(number, self._drain, number.name)
+                self._watch_parent(loop)
+                gc.collect()
+                gc.freeze()  # what is there now stays: it need not be looked at again and again
+                await self._serve_all()
         finally:
             watchdog.stop()
-            engine.threads.stop()
+            for service in self._services:
+                service.engine.threads.stop()
+
+    async def _serve_all(self) -> None:
+        """Serve every protocol; where one fails, that is the end of all."""
+        loop = asyncio.get_running_loop()
+        serving = [loop.create_task(s.adapter.serve(s.engine)) for s in self._services]
+        waiting: set[asyncio.Task[None]] = set(serving)
+        while waiting and not any(_failed(task) for task in serving):
+            try:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                await stay()  # a policy may cancel every task there is
+        if waiting:
+            await self._drain_all()
+            await asyncio.wait(waiting)
+        for task in serving:
+            task.result()
 
     async def _enter(self, policies: Sequence[Loaded]) -> None:
         for loaded in policies:
@@ -104,38 +218,61 @@ class Gateway:
                         f"{type(error).__name__}: {error}"
                     ) from error
 
-    def _drain(self, serving: Adapter, signal_name: str) -> None:
-        """Have the adapter end at SIGTERM; it is asked once at a time."""
+    def _drain(self, signal_name: str) -> None:
+        """Have the adapters end at SIGTERM; they are asked once at a time."""
         log.warning("%s", signal_name)
         if self._draining is None or self._draining.done():
-            self._draining = asyncio.get_running_loop().create_task(serving.drain())
+            self._draining = asyncio.get_running_loop().create_task(self._drain_all())
 
-    def _hang_up(self, serving: Adapter, engine: Engine) -> None:
+    async def _drain_all(self) -> None:
+        await asyncio.gather(*(service.adapter.drain() for service in self._services))
+
+    def _tell_unread(self, config: Config) -> None:
+        """Say which tables are read at start only, and have changed."""
+        tables = dict.fromkeys([*self._fixed.adapters, *config.adapters])
+        changed = [t for t in tables if self._fixed.adapters.get(t) != config.adapters.get(t)]
+        changed += [t for t in ("limits", "log") if getattr(config, t) != getattr(self._fixed, t)]
+        if changed:
+            names = ", ".join(f"[{table}]" for table in changed)
+            log.warning("%s is read at start only: restart for what has changed in it", names)
+
+    def _watch_parent(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End with the process that has started this worker."""
+        lifeline = self._lifeline
+        if lifeline is None:
+            return
+
+        def gone() -> None:
+            loop.remove_reader(lifeline)
+            self._drain("the process that started this worker is gone")
+
+        loop.add_reader(lifeline, gone)
+
+    def _hang_up(self) -> None:
         """Reload at SIGHUP, once at a time."""
         if self._reloading is None or self._reloading.done():
-            task = asyncio.get_running_loop().create_task(self._reload(serving, engine))
-            self._reloading = task
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
-    async def _reload(self, serving: Adapter, engine: Engine) -> None:
+    async def _reload(self) -> None:
         """Use the configuration as it is now; keep the old one where that is not possible."""
         try:
             config = self._configure()
             policies = load_all(config.policies)
-            check(policies, self._protocol)
-            chain = Chain(policies, self._protocol.capabilities, config.defaults)
-            reason = serving.accepts(chain.interest)
-            if reason is not None:
-                raise ConfigError(reason)
+            chains = [service.chain(config, policies) for service in self._services]
             await self._enter(policies)
         except ConfigError as error:
             log.error("reload refused, the old policies go on: %s", error)
         except BaseException as error:
             trouble(log, error, "reload", "reload", "-")
         else:
-            engine.use(chain)
-            if (config.limits, config.log, config.adapters) != self._fixed:
-                log.warning("limits, log and protocol tables are read at start: restart for them")
+            for service, chain in zip(self._services, chains, strict=True):
+                service.engine.use(chain)
+            self._tell_unread(config)
             log.info("reloaded: %s", ", ".join(loaded.name for loaded in policies))
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[None]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from mailgate import fork
+from mailgate.adapter import Snippet
 from mailgate.chain import Interest
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
@@ -39,8 +40,10 @@ class OpenSMTPDAdapter:
 
     name = "opensmtpd"
     summary = "OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout"
+    on_stdin = True
     capabilities = CAPABILITIES
     Options = FilterOptions
+    snippets: ClassVar[Mapping[str, Snippet]] = {}
 
     def __init__(self, options: FilterOptions | None = None) -> None:
         self._options = options or FilterOptions()
@@ -71,8 +74,13 @@ class OpenSMTPDAdapter:
         os.dup2(null, 0)
         os.close(null)
         os.dup2(2, 1)
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+    def descriptors(self) -> Sequence[int]:
+        """Return nothing: smtpd has one pair of pipes."""
+        return ()
+
+    def release(self) -> None:
+        """Keep what there is: the process ends."""
 
     async def serve(self, engine: Engine) -> None:
         """Filter until smtpd closes the pipe.  ConfigError for an smtpd that is too old or new."""

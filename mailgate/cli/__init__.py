@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "Load everything, print the plan, serve nothing.",
     "test": "Send a message through policies and print the trace.",
     "new": "Make a policy, its test and a mailgate.toml.",
+    "snippet": "Print what to add to the configuration of a mail server.",
     "protocols": "List the installed protocols and what they can do.",
 }
 """Name -> what --help says of it, so that --help imports no command."""
@@ -77,6 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "mailgate"
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2; before, it prints the help
+            click.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
         text = " ".join(error.format_message().split())
         click.echo(f"{command}: {text} ({command} --help says more)", err=True)
         sys.exit(error.exit_code)

@@ -58,7 +58,7 @@ def test_other_mail_is_marked(adapter: str) -> None:
 '''
 
 CONFIG = """\
-# In this folder: mailgate check; mailgate test; mailgate run -p opensmtpd
+# In this folder: mailgate check; mailgate test; mailgate run -p milter
 
 [[policy]]
 use = "{module}.py"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import click
 
 from mailgate import adapter as adapters
 from mailgate import config as configuration
+from mailgate import listen as listen_on
 from mailgate import settings
 from mailgate.config import Config, Use
 from mailgate.errors import ConfigError
@@ -42,14 +43,18 @@ def policies(function: Function) -> Function:
         multiple=True,
         help="A setting of the single POLICY; may be repeated.",
     )(function)
-    function = option(
+    return click.argument("policy", nargs=-1)(config(function))
+
+
+def config(function: Function) -> Function:
+    """Add --config."""
+    return option(
         "-c",
         "--config",
         "config_file",
         metavar="FILE",
         help="Configuration [mailgate.toml, /etc/mailgate/mailgate.toml].",
     )(function)
-    return click.argument("policy", nargs=-1)(function)
 
 
 def _complete_protocol(
@@ -68,6 +73,41 @@ def protocol(*, multiple: bool, text: str) -> Callable[[Function], Function]:
         help=text,
         shell_complete=_complete_protocol,
     )
+
+
+def listen(function: Function) -> Function:
+    """Add --listen."""
+    return option(
+        "-l",
+        "--listen",
+        "addresses",
+        metavar="ADDR",
+        multiple=True,
+        help="Listen on HOST:PORT, unix:/PATH or fd:N; may be repeated.",
+    )(function)
+
+
+def listening(config: Config, name: str, addresses: Sequence[str]) -> Config:
+    """Return a configuration whose protocol listens on other addresses than its table says."""
+    if not addresses:
+        return config
+    kind = adapters.load(name).Options
+    if not _listens(kind):
+        others = [n for n, adapter in adapters.installed().items() if _listens(adapter.Options)]
+        remedy = f"; --listen is for {', '.join(others)}" if others else ""
+        raise click.UsageError(f"{name} listens on no address{remedy}")
+    config.options(name, kind)  # what is wrong in the file is told as the file's
+    for address in addresses:
+        try:
+            listen_on.parse(address)
+        except ConfigError as error:
+            raise click.UsageError(f"--listen: {error.message}") from None
+    table = {**config.adapters.get(name, {}), "listen": [*addresses]}
+    return replace(config, adapters={**config.adapters, name: table})
+
+
+def _listens(kind: type[Any]) -> bool:
+    return any(field.name == "listen" for field in fields(kind))
 
 
 def load_config(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import cast, get_args
 
@@ -18,6 +21,10 @@ from mailgate.gateway import Gateway
 @click.command("run")
 @options.policies
 @options.protocol(multiple=False, text="The protocol to speak; see mailgate protocols.")
+@options.listen
+@options.option(
+    "--workers", metavar="N|auto", default="1", help="Processes that share the work [1]."
+)
 @options.option("--log-level", type=click.Choice(get_args(logs.Level)), help="What to log [info].")
 @options.option(
     "--log-format", type=click.Choice(get_args(logs.Format)), help="How to log it [auto]."
@@ -27,35 +34,84 @@ def command(
     protocol: str | None,
     config_file: str | None,
     pairs: tuple[str, ...],
+    addresses: tuple[str, ...],
+    workers: str,
     log_level: str | None,
     log_format: str | None,
 ) -> None:
     """Serve policies behind a mail server.
 
     POLICY is file.py[:name] or package.module[:name]; without one the [[policy]] tables of the
-    configuration are used.  On opensmtpd smtpd starts this command itself, as a filter:
-
-    \b
-        filter gate proc-exec \\
-            "/usr/local/bin/mailgate run -p opensmtpd /etc/mailgate/gate.py"
+    configuration are used.  Without -p every protocol is served that the configuration has a
+    table for; opensmtpd has to be named, and smtpd starts the command itself.
     """
-    if protocol is None:
-        raise click.UsageError("say which protocol to speak: -p NAME (see mailgate protocols)")
+    name = None if protocol is None else options.known_protocol(protocol)
+    if name is None and addresses:
+        raise click.UsageError("--listen goes with one protocol: name it with -p")
+    number = _number_of(workers)
+    if name is None and number > 1:
+        raise click.UsageError("--workers goes with one protocol: name it with -p")
 
     def configure() -> Config:
         config = options.load_config(config_file, policy, pairs)
+        if name is not None:
+            config = options.listening(config, name, addresses)
         level = cast("logs.Level", log_level or config.log.level)
         format = cast("logs.Format", log_format or config.log.format)
         return replace(config, log=replace(config.log, level=level, format=format))
 
-    gateway = Gateway(options.known_protocol(protocol), configure)
+    gateway = Gateway(name, configure)
     config = configure()
+    if name is None and not config.adapters:
+        raise click.UsageError(
+            "say which protocol to speak: -p NAME, or a table such as [milter] in mailgate.toml"
+        )
     listener = logs.configure(config.log.level, config.log.format)
-    ended = True
+    ended, status = True, 0
     try:
-        ended = gateway.run()
+        with redirect_stdout(sys.stderr):  # what policies print goes where the log goes
+            if number > 1:
+                argv = _worker(name, config_file, pairs, log_level, log_format)
+                status = gateway.run_workers(argv, policy, number)
+            else:
+                ended = gateway.run()
     finally:
         listener.stop()
         sys.stdout.flush()
-    if not ended:
-        os._exit(0)  # a handler would keep the process for ever
+    if not ended or _kept():
+        sys.stderr.flush()
+        os._exit(status)  # a handler, or a thread of a policy, would keep the process for ever
+    sys.exit(status)
+
+
+def _kept() -> bool:
+    """Tell whether there are threads that the interpreter would wait for."""
+    own = threading.main_thread()
+    return any(t is not own and not t.daemon for t in threading.enumerate())
+
+
+def _number_of(workers: str) -> int:
+    """Return how many processes are meant; ``auto`` is one for each processor."""
+    if workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if not workers.isdecimal() or not 1 <= int(workers) <= 256:
+        raise click.UsageError(f"--workers takes a number from 1 to 256 or auto, not {workers!r}")
+    return int(workers)
+
+
+def _worker(
+    name: str | None,
+    config_file: str | None,
+    pairs: Sequence[str],
+    log_level: str | None,
+    log_format: str | None,
+) -> list[str]:
+    """Return the command line of a worker, without POLICY and the sockets that it takes over."""
+    argv = [sys.executable, "-P", "-m", "mailgate", "run", "--workers", "1"]
+    given = (
+        *(("--protocol", name), ("--config", config_file)),
+        *(("--set", pair) for pair in pairs),
+        *(("--log-level", log_level), ("--log-format", log_format)),
+    )
+    argv += [word for option, value in given if value for word in (option, value)]
+    return argv

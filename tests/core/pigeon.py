@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 
+from mailgate.adapter import Snippet
 from mailgate.chain import Capabilities, Interest
 from mailgate.engine import Engine
 from mailgate.stage import MESSAGE_STAGES, Stage
@@ -32,12 +33,14 @@ class Pigeon:
 
     name = "pigeon"
     summary = "RFC 1149"
+    on_stdin = False
     capabilities: ClassVar[Capabilities] = {
         Stage.CONNECT: frozenset(),
         **dict.fromkeys(MESSAGE_STAGES, frozenset({"tls", "quarantine"})),
         Stage.DONE: frozenset(),
     }
     Options = Loft
+    snippets: ClassVar[Mapping[str, Snippet]] = {}
     script: ClassVar[Callable[[Engine], Awaitable[None]]]
     reload_refused: ClassVar[str | None] = None
 
@@ -48,6 +51,12 @@ class Pigeon:
 
     def claim(self) -> None:
         HAPPENED.append("claimed")
+
+    def descriptors(self) -> Sequence[int]:
+        return ()
+
+    def release(self) -> None:
+        HAPPENED.append("released")
 
     async def serve(self, engine: Engine) -> None:
         HAPPENED.append("serves")

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from mailgate import Policy, Reject, Session, adapter
-from mailgate.chain import Unmet, lacking, unmet
+from mailgate.chain import UNKNOWN_VERBS, Unmet, lacking, unmet
 from mailgate.errors import ConfigError
 from mailgate.stage import CAPABILITIES, Capability, Stage
+from mailgate_milter import MilterAdapter
 from mailgate_opensmtpd import OpenSMTPDAdapter
 from tests.core.asking import loaded
 from tests.core.pigeon import Pigeon, install
 
 
 def test_ours_is_found_like_any_other() -> None:
-    assert "opensmtpd" in adapter.names()
-    found: object = adapter.load("opensmtpd")
-    assert found is OpenSMTPDAdapter
+    assert adapter.names() == ["milter", "opensmtpd"]
+    found: list[object] = [adapter.load(name) for name in adapter.names()]
+    assert found == [MilterAdapter, OpenSMTPDAdapter]
 
 
 def test_a_third_partys_adapter_has_no_less(
@@ -35,7 +36,9 @@ def test_a_third_partys_adapter_has_no_less(
 
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown protocol 'carrier'; installed: .*opensmtpd"):
+    with pytest.raises(
+        ConfigError, match=r"^unknown protocol 'carrier'; installed: milter, opensmtpd$"
+    ):
         adapter.load("carrier")
 
 
@@ -85,25 +88,38 @@ def missing(stage: Stage, *needs: Capability, verbs: Sequence[str] = ()) -> Unme
 def able(stage: Stage, *needs: Capability) -> str:
     """Say who could serve a handler that ours cannot."""
     policy = Policy()
-    getattr(policy, stage)(needs=set(needs))(lambda message: None)
+    getattr(policy, stage)(needs=set(needs))(lambda *arguments: None)
     (missing,) = unmet(loaded(policy), {stage: frozenset()})
     return adapter.able(missing)
 
 
 def test_who_could_do_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch)
-    assert re.search(r"^opensmtpd can\b", able(Stage.MAIL, "change_sender"))
-    assert re.search(r"^pigeon can\b", able(Stage.MESSAGE, "quarantine"))
-    assert re.search(r"^opensmtpd, pigeon can\b", able(Stage.MESSAGE, "tls"))
+    assert re.search(r"^opensmtpd can\b", able(Stage.HELO, "change_helo"))
+    assert re.search(r"^milter can\b", able(Stage.MESSAGE, "add_recipient"))
+    assert re.search(r"^milter, opensmtpd can\b", able(Stage.MAIL, "change_sender"))
+    assert re.search(r"^milter, pigeon can\b", able(Stage.MESSAGE, "quarantine"))
+    assert re.search(r"^milter, opensmtpd, pigeon can\b", able(Stage.MESSAGE, "tls"))
+
+
+def test_who_could_answer_a_verb_is_named() -> None:
+    assert adapter.able(missing(Stage.COMMAND, verbs=["XYZZY"])) == "milter can"
+    assert adapter.able(missing(Stage.COMMAND, verbs=["NOOP", "QUIT"])) == "opensmtpd can"
+    assert adapter.able(missing(Stage.COMMAND, verbs=["NOOP", "XYZZY"])) == "no protocol can"
+    assert adapter.able(missing(Stage.COMMAND, verbs=["ETRN"])) == "no protocol can"
 
 
 def test_protocols_to_come_are_named_as_such() -> None:
-    said = able(Stage.MESSAGE, "add_recipient")
-    for name in set(adapter.FORTHCOMING) - set(adapter.names()):
-        assert name in said
-    if adapter.FORTHCOMING:
-        assert "not in this version" in said
-        assert "can" not in said.split()
+    assert able(Stage.AUTH, "authenticate") == "smtp will, it is not in this version"
+    assert not set(adapter.FORTHCOMING) & set(adapter.names())
+
+
+def test_who_speaks_on_the_standard_streams_says_so() -> None:
+    """smtpd starts its filters (smtpd-filters(7)); a milter listens on a socket."""
+    assert {name: each.on_stdin for name, each in adapter.installed().items()} == {
+        "milter": False,
+        "opensmtpd": True,
+    }
 
 
 def test_every_adapter_says_what_it_can_in_words_that_exist() -> None:
@@ -111,7 +127,7 @@ def test_every_adapter_says_what_it_can_in_words_that_exist() -> None:
         assert each.name == name
         assert each.summary
         for stage, can in each.capabilities.items():
-            verbs = {word for word in can if word.isupper()}
+            verbs = {word for word in can if word.isupper() or word == UNKNOWN_VERBS}
             assert stage in Stage
             assert can - verbs <= CAPABILITIES
             assert not verbs or stage is Stage.COMMAND

@@ -194,6 +194,49 @@ def test_a_fault_of_the_protocol_leaves_the_resources() -> None:
     assert HAPPENED[-2:] == ["left two", "left one"]
 
 
+def test_what_was_claimed_is_released_where_a_policy_cannot_be_loaded() -> None:
+    write("raise SystemExit('no')")
+    with pytest.raises(ConfigError, match=r"^gate\.py:1: cannot be imported: SystemExit: no$"):
+        serve(nothing)
+    assert HAPPENED == ["made on the roof", "claimed", "released"]
+
+
+def test_one_that_cannot_share_its_sockets_has_no_workers() -> None:
+    write(GATE)
+    gateway = Gateway("pigeon", configured)
+    with pytest.raises(ConfigError, match=r"^pigeon has one process only: leave --workers out$"):
+        gateway.run_workers([sys.executable], ["gate.py"], 2)
+    assert HAPPENED[-1] == "released"
+
+
+def test_what_a_policy_prints_is_seen_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard output is a file or a pipe to the journal, and Python would hold it back."""
+    write("print('loaded', chr(0xDCFF))\n" + textwrap.dedent(GATE))
+    seen: list[str] = []
+
+    async def script(engine: Engine) -> None:
+        seen.append((tmp_path / "log").read_text())
+
+    with (tmp_path / "log").open("w", encoding="ascii") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        serve(script)
+    assert seen == ["loaded \\udcff\n"]
+
+
+def test_a_reload_before_there_is_anything_to_is_ignored() -> None:
+    """The default action of SIGHUP is to end the process."""
+    write("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\n" + textwrap.dedent(GATE))
+    before = signal.signal(signal.SIGHUP, lambda number, frame: HAPPENED.append("hung up"))
+    try:
+        assert serve(nothing)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "hung up" not in HAPPENED
+    assert HAPPENED.count("loaded") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_protocol_is_asked_to_end_by_a_signal(number: signal.Signals) -> None:
     write(GATE)
@@ -416,6 +459,6 @@ def test_what_a_reload_does_not_change_is_said() -> None:
 
     said, _ = reloaded(lambda: limits.append(Limits(sessions=5)), configure)
     assert said == [
-        "WARNING: limits, log and protocol tables are read at start: restart for them",
+        "WARNING: [limits] is read at start only: restart for what has changed in it",
         "INFO: reloaded: gate",
     ]

@@ -52,7 +52,7 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Command:
         with pytest.raises(SystemExit) as ended:
             main([*arguments])
         said = capsys.readouterr()
-        status = ended.value.code
+        status = ended.value.code or 0  # None: the command came to its end
         assert isinstance(status, int)
         return Done(status, said.out, said.err)
 

@@ -82,12 +82,12 @@ def test_a_word_that_is_no_command(shell: Command, word: str, said: str) -> None
 # -- exit statuses (sysexits(3)) -----------------------------------------------------------------
 
 CANNOT = """
-from mailgate import Message, Policy
+from mailgate import Attempt, Authenticated, Policy, Session
 
 policy = Policy()
 
-@policy.message(needs={"add_recipient"})
-async def copies(message: Message) -> None: ...
+@policy.auth(needs={"authenticate"})
+async def logs_in(session: Session, attempt: Attempt) -> Authenticated | None: ...
 """
 
 
@@ -95,7 +95,7 @@ def test_exit_statuses(shell: Command, gate: Path, here: Path) -> None:
     (here / "cannot.py").write_text(CANNOT)
     assert shell("check", "gate.py").status == 0
     assert shell("test", "gate.py").status == 0
-    assert shell("check", "cannot.py").status == 1
+    assert shell("check", "cannot.py").status == 1  # it runs on none of them
     assert shell("test", "gate.py", "--expect", "defer").status == 1
     assert shell("check", "--no-such-option").status == 2
     assert shell("check", "none.py").status == 78
@@ -201,3 +201,4 @@ def completed(words: str) -> list[str]:
 def test_a_shell_can_complete() -> None:
     assert completed("mailgate ") == [*COMMANDS]
     assert completed("mailgate check -p open") == ["opensmtpd"]
+    assert completed("mailgate check -p ") == ["milter", "opensmtpd"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 from mailgate.errors import ConfigError
 from tests.core.cli.running import Command
+
+PROTOCOLS = ["milter", "opensmtpd"]
+"""What is installed: each test of a new policy runs once on each of them."""
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,9 +37,13 @@ def test_what_it_makes_passes_check_test_and_pytest(command: Command, here: Path
     for words in (("check",), ("test", "--expect", "accept")):
         ran = python(here / "mypolicy", "-m", "mailgate", *words)
         assert ran.returncode == 0, ran.stderr
-    ran = python(here / "mypolicy", "-m", "pytest", "-q", "-W", "error")
+    ran = python(here / "mypolicy", "-m", "pytest", "-v", "-W", "error")
     assert ran.returncode == 0, ran.stdout
-    assert "2 passed" in ran.stdout
+    assert re.findall(r"::(\S+) PASSED", ran.stdout) == [
+        f"{test}[{protocol}]"
+        for test in ("test_blocked_domain_is_refused", "test_other_mail_is_marked")
+        for protocol in PROTOCOLS
+    ]
 
 
 NAMES = [
@@ -59,7 +67,7 @@ def test_all_of_them_pass_their_tests(command: Command, here: Path) -> None:
         command("new", "--", str(here / name))
     ran = python(here, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert ran.returncode == 0, ran.stdout
-    assert f"{2 * len(NAMES)} passed" in ran.stdout
+    assert f"{2 * len(PROTOCOLS) * len(NAMES)} passed" in ran.stdout
 
 
 def test_nothing_is_overwritten(command: Command, here: Path) -> None:

@@ -100,7 +100,7 @@ def test_an_unknown_protocol(shell: Command) -> None:
     for name in ("check", "test", "run"):
         done = shell(name, "gate.py", "--set", "word=x", "-p", "pigeon")
         assert done.status == 2
-        assert "unknown protocol 'pigeon'; installed: opensmtpd" in done.err
+        assert "unknown protocol 'pigeon'; installed: milter, opensmtpd " in done.err
 
 
 def test_options_can_be_given_by_the_environment(

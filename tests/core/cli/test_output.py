@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
-
 import pytest
 
 from mailgate.cli.output import print_table
+from tests.core.cli.running import on_terminal
 
 
 def test_columns_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,27 +18,14 @@ def test_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def on_terminal(**environment: str) -> str:
-    ours, theirs = pty.openpty()
-    source = (
-        "from mailgate.cli.output import print_table\n"
-        "print_table(('head', 'other'), [('a', '[bold]'), ('c', 'x' * 60)])\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", source],
-        stdout=theirs,
-        timeout=30,
-        check=True,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "40", **environment},
-    )
-    os.close(theirs)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
-    return shown
+PRINTS = """
+from mailgate.cli.output import print_table
+print_table(('head', 'other'), [('a', '[bold]'), ('c', 'x' * 60)])
+"""
 
 
 def test_a_table_on_a_terminal() -> None:
-    shown = on_terminal(NO_COLOR="")
+    shown = on_terminal("-c", PRINTS, NO_COLOR="")
     assert "head" in shown
     assert "\x1b[1m" in shown
     assert shown.count("x") == 60
@@ -50,10 +33,10 @@ def test_a_table_on_a_terminal() -> None:
 
 def test_no_colour_is_honoured() -> None:
     """https://no-color.org: bold is no colour."""
-    shown = on_terminal(NO_COLOR="1")
+    shown = on_terminal("-c", PRINTS, NO_COLOR="1")
     assert "\x1b[3" not in shown
     assert "head" in shown
 
 
 def test_what_a_policy_is_named_is_no_markup() -> None:
-    assert "[bold]" in on_terminal(NO_COLOR="1")
+    assert "[bold]" in on_terminal("-c", PRINTS, NO_COLOR="1")

@@ -12,8 +12,8 @@ DEV := "pytest>=8" "hypothesis>=6" "coverage[toml]>=7" "mypy>=1.11" "ruff>=0.6"
 help:
 	@echo "make run       send a real message through an example policy and print the trace"
 	@echo "make test      lint, types, and every test that needs no mail server"
-	@echo "make interop   tests with Debian's OpenSMTPD on loopback (root, apt)"
-	@echo "make bench     lines per second beside libopensmtpd and others"
+	@echo "make interop   tests with Debian's OpenSMTPD, Postfix and Sendmail (root, apt)"
+	@echo "make bench     how fast, beside libopensmtpd, libmilter and others"
 	@echo "make coverage  branch coverage of the codecs"
 	@echo "make fix       format"
 
@@ -38,8 +38,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 coverage: $(READY)
-	$(BIN)/coverage run -m pytest -q tests/opensmtpd/test_wire.py
-	$(BIN)/coverage report --include '*/mailgate_opensmtpd/wire.py' --fail-under 100
+	$(BIN)/coverage run -m pytest -q tests/opensmtpd/test_wire.py tests/milter/test_wire.py
+	$(BIN)/coverage report --include '*/wire.py' --fail-under 100
 
 interop: $(READY)
 	$(BIN)/python -m pytest -q tests/interop

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 HERE = Path(__file__).parent
-FILES = ("opensmtpd", "policy-output", "mime", "eai")
+FILES = ("opensmtpd", "milter", "policy-output", "mime", "eai")
 PIECE = 1 << 16
 VERDICTS = frozenset(
     {
@@ -27,6 +27,8 @@ VERDICTS = frozenset(
         "ignore",
         "answer-failure",
         "answer-proceed",
+        "close",
+        "close-or-reject",
         "exit",
         "bounded",
         "refuse-call",
@@ -34,8 +36,8 @@ VERDICTS = frozenset(
     }
 )
 
-Kind: TypeAlias = Literal["close", "no_read", "read"]
-ACTS: tuple[Kind, ...] = ("close", "no_read", "read")
+Kind: TypeAlias = Literal["close", "reset", "no_read", "read"]
+ACTS: tuple[Kind, ...] = ("close", "reset", "no_read", "read")
 
 Part: TypeAlias = Mapping[str, Any]
 Preambles: TypeAlias = Mapping[str, Sequence[Part]]
@@ -215,7 +217,22 @@ def _count(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
 
 
 def _template(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
+    if "milter" in part:
+        code, pattern = part["milter"].encode("latin-1"), part["format"]
+        return _joined(
+            (milter(code, (pattern % i).encode("latin-1")) for i in range(part["template"])), piece
+        )
     return _series(part["format"], 0, part["template"], piece)
+
+
+def _joined(frames: Iterator[bytes], piece: int) -> Iterator[Step]:
+    data = bytearray()
+    for frame in frames:
+        data += frame
+        if len(data) >= piece:
+            yield Send(bytes(data))
+            data.clear()
+    yield Send(bytes(data))
 
 
 def _series(pattern: str, start: int, count: int, piece: int) -> Iterator[Step]:
@@ -224,6 +241,16 @@ def _series(pattern: str, start: int, count: int, piece: int) -> Iterator[Step]:
     for low in range(start, start + count, per_piece):
         numbers = range(low, min(low + per_piece, start + count))
         yield Send("".join(pattern % ((i,) * conversions) for i in numbers).encode("latin-1"))
+
+
+def milter(code: bytes, body: bytes) -> bytes:
+    """Return a packet of the milter protocol."""
+    return (len(body) + 1).to_bytes(4) + code + body
+
+
+def _milter(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
+    code = bytes.fromhex(part["milter_hex"]) if "milter_hex" in part else part["milter"].encode()
+    yield Send(milter(code, _bytes(part["body"], preambles)))
 
 
 def _chunk(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
@@ -252,11 +279,14 @@ _EXPANDERS: Mapping[str, Expander] = {
     "repeat": _repeat,
     "count": _count,
     "template": _template,
+    "milter": _milter,
+    "milter_hex": _milter,
     "chunk": _chunk,
     "use": _use,
     "sync": _sync,
     "wait_ms": _wait,
     "close": _act,
+    "reset": _act,
     "no_read": _act,
     "read": _act,
 }

@@ -30,7 +30,7 @@ def case_of(*parts: dict[str, object]) -> Case:
 def test_every_case_is_known_by_an_id_of_its_own() -> None:
     ids = collections.Counter(case.id for case in load())
 
-    assert ids.total() == 85 + 122 + 56 + 59
+    assert ids.total() == 85 + 89 + 122 + 56 + 59
     assert set(ids.values()) == {1}
 
 
@@ -42,7 +42,7 @@ def test_every_case_has_an_input_and_a_known_verdict(name: str) -> None:
         assert case.verdict in VERDICTS, case.id
 
 
-@pytest.mark.parametrize("case", load("opensmtpd", "mime"), ids=str)
+@pytest.mark.parametrize("case", load("opensmtpd", "milter", "mime"), ids=str)
 def test_the_first_bytes_of_every_case_expand(case: Case) -> None:
     made = steps(case)
     assert any(isinstance(step, Send) and step.data for step in made), case.id
@@ -60,6 +60,16 @@ def test_parts_expand_in_order() -> None:
     assert expand(case) == b"hello \xff\0ababab8;9;10;00-0%\n01-1%\n"
 
 
+def test_packets_have_a_length_and_a_command() -> None:
+    case = case_of(
+        {"milter": "H", "body": [{"text": "x"}, {"hex": "00"}]},
+        {"milter_hex": "ff", "body": []},
+        {"template": 2, "milter": "R", "format": "<u%d>\0"},
+    )
+
+    assert expand(case) == (b"\0\0\0\3Hx\0\0\0\0\1\xff\0\0\0\6R<u0>\0\0\0\0\6R<u1>\0")
+
+
 def test_acts_and_chunks_are_steps_of_their_own() -> None:
     case = case_of(
         {"chunk": 2, "of": [{"text": "abc"}]},
@@ -67,6 +77,7 @@ def test_acts_and_chunks_are_steps_of_their_own() -> None:
         {"wait_ms": 50},
         {"no_read": True},
         {"close": True},
+        {"reset": True},
     )
 
     assert list(steps(case)) == [
@@ -76,6 +87,7 @@ def test_acts_and_chunks_are_steps_of_their_own() -> None:
         Wait(0.05),
         Act("no_read"),
         Act("close"),
+        Act("reset"),
     ]
 
 

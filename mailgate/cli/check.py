@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import click
 
 from mailgate import adapter as adapters
-from mailgate.chain import Chain, Defaults, Loaded, unmet
+from mailgate.chain import (
+    UNKNOWN_VERBS,
+    Capabilities,
+    Chain,
+    Defaults,
+    Loaded,
+    answerable,
+    unmet,
+)
 from mailgate.cli import options
 from mailgate.config import load_all
 from mailgate.gateway import refusal
@@ -60,8 +68,26 @@ def _plan(policies: Sequence[Loaded], name: str) -> str:
     interest = Chain(policies, protocol.capabilities, Defaults()).interest
     replies = ", ".join(stage for stage in Stage if stage in interest.answers) or "none"
     text = f"replies: {replies}   content: {interest.content}"
-    silent = [s for s in Stage if s in interest.asked and s not in protocol.capabilities]
+    handlers = [handler for loaded in policies for handler in loaded.policy.handlers]
+    handlers.sort(key=lambda handler: list(Stage).index(handler.stage))
+    silent = dict.fromkeys(_silent(handler, protocol.capabilities) for handler in handlers)
+    silent.pop("", None)
     return text + (f"   silent: {', '.join(silent)}" if silent else "")
+
+
+def _silent(handler: Handler, capabilities: Capabilities) -> str:
+    """Return where a protocol never asks a handler that it can serve: a stage, or SMTP verbs."""
+    here = capabilities.get(handler.stage)
+    if here is None:
+        return handler.stage
+    if handler.stage is not Stage.COMMAND:
+        return ""
+    if UNKNOWN_VERBS not in here and not handler.answers:
+        return ""
+    if not handler.verbs:
+        return "command (known verbs)"
+    hidden = sorted(handler.verbs - answerable(handler.verbs, here))
+    return f"command {' '.join(hidden)}" if hidden else ""
 
 
 def _does(handler: Handler) -> str:

@@ -47,6 +47,7 @@ def test_the_plan(command: Command, gate: Path) -> None:
     assert rows(done.lines) == [
         ["gate", "rcpt", "known", "async", "answers"],
         ["gate", "headers", "mark", "thread", "edits"],
+        ["milter", "ok", "replies: rcpt, headers", "content: headers"],
         ["opensmtpd", "ok", "replies: rcpt, headers", "content: headers"],
     ]
 
@@ -55,7 +56,7 @@ def test_the_plan(command: Command, gate: Path) -> None:
 def test_what_stands_against_it(command: Command) -> None:
     done = command("check", "outgoing.py")
     assert done.status == 1
-    *handlers, hint, problem = done.lines
+    *handlers, hint, milter, opensmtpd = done.lines
     assert rows(handlers) == [
         ["outgoing", "connect", "look", "thread", "observes"],
         ["outgoing", "helo", "sees", "async", "observes"],
@@ -69,9 +70,12 @@ def test_what_stands_against_it(command: Command) -> None:
         "hint: rewrite uses add_recipient() undeclared, line 17: "
         "it fails whenever it is asked; declare needs={'add_recipient'}"
     )
-    assert problem.startswith(
+    assert milter == (
+        "milter       no    outgoing.py:12: quiet needs NOOP, QUIT; milter cannot (opensmtpd can)"
+    )
+    assert opensmtpd.startswith(
         "opensmtpd    no    outgoing.py:15: rewrite needs change_sender (in mail only); "
-        "opensmtpd cannot ("
+        "opensmtpd cannot (milter can"
     )
 
 
@@ -93,7 +97,8 @@ def test_one_protocol_is_enough_unless_it_is_named(
     install(tmp_path, monkeypatch)
     done = command("check", "changes.py")
     assert done.status == 0
-    assert [line.split()[:2] for line in done.lines[-2:]] == [
+    assert [line.split()[:2] for line in done.lines[1:]] == [
+        ["milter", "ok"],
         ["opensmtpd", "ok"],
         ["pigeon", "no"],
     ]
@@ -116,10 +121,68 @@ def test_an_observer_without_its_stage_will_stay_silent(
     assert done.lines[-1].endswith("silent: helo")
 
 
-def test_a_protocols_table_is_checked_too(command: Command, gate: Path, here: Path) -> None:
-    (here / "mailgate.toml").write_text("[opensmtpd]\nlong_lines = 'fold'\n")
-    with pytest.raises(ConfigError, match=r"mailgate\.toml: \[opensmtpd\]: key 'long_lines' must"):
+COMMANDS = """
+from mailgate import Policy, Reject, Session
+
+policy = Policy("commands")
+
+@policy.auth(optional=True)
+async def login(session, attempt) -> Reject | None: ...
+
+@policy.command("ETRN", "XYZZY", optional=True)
+async def answers(session: Session, verb: str, argument: str) -> Reject | None: ...
+
+@policy.command("NOOP", "RSET")
+async def sees_two(session: Session, verb: str, argument: str) -> None: ...
+
+@policy.command()
+async def sees_all(session: Session, verb: str, argument: str) -> None: ...
+"""
+
+
+def test_verbs_that_a_protocol_does_not_show_will_stay_silent(
+    command: Command, here: Path
+) -> None:
+    """A milter is told of commands that the MTA does not know (SMFIC_UNKNOWN), and of no other.
+
+    smtpd reports every command (protocol-client), and asks about NOOP, RSET and QUIT.
+    """
+    (here / "commands.py").write_text(COMMANDS)
+    done = command("check", "commands.py")
+    assert done.status == 0
+    milter, opensmtpd = rows(done.lines[-2:])
+    assert milter[-1] == "silent: auth, command ETRN, command NOOP RSET, command (known verbs)"
+    assert opensmtpd[-1] == "silent: command ETRN XYZZY"
+
+
+def test_unknown_verbs_can_be_answered_on_milter_only(command: Command, here: Path) -> None:
+    (here / "commands.py").write_text(
+        COMMANDS.replace('"ETRN", "XYZZY", optional=True', '"xyzzy"')
+    )
+    done = command("check", "commands.py")
+    assert done.status == 0
+    milter, opensmtpd = done.lines[-2:]
+    assert milter.split()[:2] == ["milter", "ok"]
+    assert opensmtpd == (
+        "opensmtpd    no    commands.py:9: answers needs XYZZY; opensmtpd cannot (milter can)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("[opensmtpd]\nlong_lines = 'fold'", "[opensmtpd]: key 'long_lines' must be 'reject' or"),
+        ("[milter]\nmta = 'exim'", "[milter]: key 'mta' must be 'postfix' or 'sendmail'"),
+        ("[milter]\nmode = '0999'", "[milter]: 'mode' must be octal digits such as"),
+    ],
+)
+def test_a_protocols_table_is_checked_too(
+    command: Command, gate: Path, here: Path, table: str, said: str
+) -> None:
+    (here / "mailgate.toml").write_text(table)
+    with pytest.raises(ConfigError) as caught:
         command("check", "gate.py")
+    assert str(caught.value).startswith(f"mailgate.toml: {said}")
 
 
 @pytest.mark.usefixtures("outgoing")
@@ -146,3 +209,7 @@ def test_json(command: Command, here: Path) -> None:
     assert report["protocols"]["opensmtpd"]["ok"] is False
     (problem,) = report["protocols"]["opensmtpd"]["problems"]
     assert "rewrite needs change_sender" in problem
+    assert report["protocols"]["milter"] == {
+        "ok": False,
+        "problems": ["outgoing.py:12: quiet needs NOOP, QUIT; milter cannot (opensmtpd can)"],
+    }

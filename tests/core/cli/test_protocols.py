@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mailgate.chain import UNKNOWN_VERBS
 from mailgate.cli.protocols import rows, where
 from mailgate.stage import CAPABILITIES, Stage
-from tests.core.cli.running import Command
+from tests.core.cli.running import Command, Done, on_terminal, plain
 from tests.core.pigeon import install
 
 
@@ -23,11 +24,51 @@ def table(lines: list[str]) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in found}
 
 
-def test_the_table_of_the_guide(command: Command) -> None:
-    """policy-api.md 4.7, the column of OpenSMTPD's filters."""
+def column(done: Done, protocol: str) -> dict[str, str]:
+    """Return what the table says of one protocol, by row."""
+    found = table(done.lines)
+    at = found["can"].index(protocol)
+    return {what: cells[at] for what, cells in found.items()}
+
+
+def test_each_protocol_is_said_and_heads_a_column(command: Command) -> None:
     done = command("protocols")
-    assert done.lines[0].startswith("opensmtpd: OpenSMTPD 6.6 and later")
-    can = {what: cells[0] for what, cells in table(done.lines).items()}
+    assert done.lines[:3] == [
+        "milter: Postfix, Sendmail and others, the milter protocol on a socket",
+        "opensmtpd: OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout",
+        "",
+    ]
+    assert done.lines[3].split() == ["can", "milter", "opensmtpd"]
+    assert {len(cells) for cells in table(done.lines).values()} == {2}
+
+
+def test_a_terminal_shows_the_head_once() -> None:
+    lines = plain(on_terminal("-m", "mailgate", "protocols")).splitlines()
+    assert [line.split() for line in lines if line.startswith("can ")] == [
+        ["can", "milter", "opensmtpd"]
+    ]
+
+
+def test_the_column_of_milter(command: Command) -> None:
+    """policy-api.md 4.7, the column of milter v6; a milter is told of unknown commands only."""
+    can = column(command("protocols"), "milter")
+    for action in (
+        *("change_sender", "change_recipient", "add_recipient", "remove_recipient"),
+        *("quarantine", "discard"),
+    ):
+        assert can[action] == "yes"
+    for fact in ("rdns", "tls", "auth", "params"):
+        assert can[fact] == "yes"
+    for absent in ("change_helo", "authenticate", "credentials"):
+        assert can[absent] == "-"
+    assert can["@policy.starttls"] == can["@policy.auth"] == "-"
+    assert can["@policy.rcpt"] == can["@policy.message"] == "yes"
+    assert can["@policy.command"] == "unknown verbs"
+
+
+def test_the_column_of_opensmtpd(command: Command) -> None:
+    """policy-api.md 4.7, the column of OpenSMTPD's filters."""
+    can = column(command("protocols"), "opensmtpd")
     assert can["change_sender"] == "in mail"
     assert can["change_recipient"] == "in rcpt"
     assert can["change_helo"] == "in helo"
@@ -45,8 +86,9 @@ def test_a_third_partys_protocol_is_a_column(
     install(tmp_path, monkeypatch)
     done = command("protocols")
     assert "pigeon: RFC 1149" in done.lines
-    assert table(done.lines)["quarantine"] == ["-", "yes"]
-    assert table(done.lines)["@policy.helo"] == ["yes", "-"]
+    can = column(done, "pigeon")
+    assert (can["quarantine"], can["discard"]) == ("yes", "-")
+    assert (can["@policy.connect"], can["@policy.helo"]) == ("yes", "-")
 
 
 def test_json(command: Command) -> None:
@@ -54,6 +96,7 @@ def test_json(command: Command) -> None:
     ours = report["opensmtpd"]
     assert ours["capabilities"]["mail"] == [*("auth", "change_sender", "params", "rdns", "tls")]
     assert ours["summary"]
+    assert report["milter"]["capabilities"]["command"] == ["*", "rdns", "tls"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +104,6 @@ def test_json(command: Command) -> None:
     [
         ("@policy.mail", "yes"),
         ("@policy.helo", "-"),
-        ("@policy.command", "NOOP VRFY"),
         ("change_sender", "in mail"),
         ("tls", "yes"),
         ("discard", "-"),
@@ -71,6 +113,21 @@ def test_what_a_cell_says(what: str, said: str) -> None:
     capabilities = {
         Stage.MAIL: frozenset({"change_sender", "tls"}),
         Stage.RCPT: frozenset({"tls"}),
-        Stage.COMMAND: frozenset({"NOOP", "VRFY", "tls"}),
     }
     assert where(capabilities, what) == said
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        ({"NOOP", "VRFY", "tls"}, "NOOP VRFY"),
+        ({UNKNOWN_VERBS, "tls"}, "unknown verbs"),
+        ({UNKNOWN_VERBS, "NOOP", "VRFY"}, "NOOP VRFY, unknown verbs"),
+        ({"tls"}, "observers only"),
+        (set[str](), "observers only"),
+    ],
+)
+def test_which_commands_can_be_answered(here: set[str], said: str) -> None:
+    capabilities = {Stage.COMMAND: frozenset(here)}
+    assert where(capabilities, "@policy.command") == said
+    assert where({}, "@policy.command") == "-"

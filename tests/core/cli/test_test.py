@@ -32,7 +32,7 @@ def test_the_trace(command: Command, gate: Path) -> None:
     assert [line.split()[0] for line in done.lines] == [
         *("connect", "mail", "rcpt", "headers", "+", "accepted", "runs")
     ]
-    assert done.lines[-2:] == ["accepted  250, 1 recipient", "runs on   opensmtpd"]
+    assert done.lines[-2:] == ["accepted  250, 1 recipient", "runs on   milter, opensmtpd"]
 
 
 def test_where_it_could_not_run_is_said(command: Command, here: Path) -> None:
@@ -42,9 +42,20 @@ def test_where_it_could_not_run_is_said(command: Command, here: Path) -> None:
     )
     done = command("test", "copies.py")
     assert done.status == 0
-    assert done.lines[-1] == "runs on   no installed protocol; see mailgate check"
-    with pytest.raises(ConfigError, match=r"copies\.py:4: copies needs add_recipient"):
+    assert done.lines[-1] == "runs on   milter"
+    assert command("test", "copies.py", "-p", "milter").status == 0
+    with pytest.raises(
+        ConfigError,
+        match=r"^copies\.py:4: copies needs add_recipient; opensmtpd cannot \(milter can",
+    ):
         command("test", "copies.py", "-p", "opensmtpd")
+    (here / "logs_in.py").write_text(
+        "from mailgate import Policy\npolicy = Policy()\n\n"
+        "@policy.auth(needs={'authenticate'})\nasync def logs_in(session, attempt): ...\n"
+    )
+    done = command("test", "logs_in.py")
+    assert done.status == 0
+    assert done.lines[-1] == "runs on   no installed protocol; see mailgate check"
 
 
 def test_the_conversation_is_as_the_options_say(command: Command, here: Path) -> None:

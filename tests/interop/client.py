@@ -7,11 +7,12 @@ see all three.
 from __future__ import annotations
 
 import re
-import select
 import socket
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -])([^\r\n\0]*)\r\n\Z")
 
@@ -20,11 +21,20 @@ class Malformed(Exception):
     """The server sent something that is not one whole SMTP reply."""
 
 
+# Sendmail puts the address in question before a text at MAIL and RCPT, ours included.
+_ADDRESS = re.compile(r"(?m)^([245](?:\.\d+){2} )<[^>]*>\.\.\. ")
+
+
 class Reply(NamedTuple):
     """A reply: its code, and its text with lines joined by a line feed."""
 
     code: int
     text: str
+
+    @property
+    def plain(self) -> Self:
+        """The reply without the address that Sendmail puts before a text."""
+        return self._replace(text=_ADDRESS.sub(r"\1", self.text))
 
 
 class Client:
@@ -36,7 +46,7 @@ class Client:
 
     def __init__(self, port: int, timeout: float = 30) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout)
-        self._socket.settimeout(timeout)
+        self._timeout = timeout
         self._received = b""
         try:
             self.banner = self.reply()
@@ -85,9 +95,39 @@ class Client:
         self.ask(line)
         return self.reply()
 
+    def pipeline(self, *lines: str) -> list[Reply]:
+        """Send command lines at once and return their replies: RFC 2920."""
+        self._unasked(0)
+        self._socket.sendall(b"".join(line.encode() + b"\r\n" for line in lines))
+        return [self.reply() for _ in lines]
+
     def ehlo(self, name: str = "client.example.org") -> Reply:
         """Greet the server."""
         return self.command(f"EHLO {name}")
+
+    def starttls(self, certificate: Path, name: str) -> Reply:
+        """Ask for TLS; begin it if the server agrees, with the host of this name.
+
+        The server's certificate must be the one in the file.
+        """
+        reply = self.command("STARTTLS")
+        if reply.code == 220:
+            context = ssl.create_default_context(cafile=certificate)
+            self._socket = context.wrap_socket(self._socket, server_hostname=name)
+        return reply
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and the port that the client connects from."""
+        address, port = self._socket.getsockname()
+        return address, port
+
+    @property
+    def cipher(self) -> tuple[str, str, int]:
+        """The name of the cipher, the version of TLS, and the bits of the key."""
+        cipher = cast("ssl.SSLSocket", self._socket).cipher()
+        assert cipher is not None
+        return cipher
 
     def mail(self, sender: str) -> Reply:
         """Begin a message."""
@@ -109,9 +149,28 @@ class Client:
         self._socket.sendall(b".\r\n")
         return self.reply()
 
+    def deliver(
+        self,
+        content: bytes,
+        *,
+        sender: str = "alice@example.org",
+        to: str | Sequence[str] = "bob@example.test",
+    ) -> Reply:
+        """Send one message; return the first refusal or the last reply."""
+        recipients = [to] if isinstance(to, str) else to
+        for command in (f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{r}>" for r in recipients)):
+            reply = self.command(command)
+            if reply.code != 250:
+                return reply
+        return self.data(content)
+
     def content(self, lines: bytes) -> None:
         """Send whole lines of a message, dot-stuffed and otherwise as they are."""
         self._socket.sendall(re.sub(rb"(?m)^\.", b"..", lines))
+
+    def octets(self, octets: bytes) -> None:
+        """Send octets as they are: a chunk of BDAT."""
+        self._socket.sendall(octets)
 
     def quit(self) -> Reply:
         """Say goodbye."""
@@ -136,8 +195,14 @@ class Client:
         """Refuse octets, or an end, that no command has asked for."""
         if self._received:
             raise Malformed(f"unasked for: {self._received!r}")
-        if select.select([self._socket], [], [], seconds)[0]:
-            raise Malformed(f"unasked for: {self._socket.recv(4096)!r}")
+        self._socket.settimeout(seconds)
+        try:
+            octets = self._socket.recv(4096)
+        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError):
+            return
+        finally:
+            self._socket.settimeout(self._timeout)
+        raise Malformed(f"unasked for: {octets!r}")
 
     def _line(self) -> bytes:
         """Read up to a line feed."""
@@ -156,17 +221,15 @@ def send(
     *,
     sender: str = "alice@example.org",
     to: str | Sequence[str] = "bob@example.test",
+    timeout: float = 30,
 ) -> Reply:
     """Send one message in a session of its own; return the first refusal or the last reply."""
-    recipients = [to] if isinstance(to, str) else to
-    with Client(port) as client:
+    with Client(port, timeout) as client:
         if client.banner.code != 220:
             return client.banner
         reply = client.ehlo()
-        for command in (f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{r}>" for r in recipients)):
-            if reply.code == 250:
-                reply = client.command(command)
         if reply.code == 250:
-            reply = client.data(content)
-        client.quit()
+            reply = client.deliver(content, sender=sender, to=to)
+        if reply.code != 421:  # RFC 5321 3.8: the server hangs up
+            client.quit()
         return reply

@@ -61,6 +61,16 @@ def require_overlays() -> None:
         ) from error
 
 
+def require_host_name() -> None:
+    """Refuse to go on where a process cannot be given a host name of its own."""
+    try:
+        run("unshare", "--uts", "--", "hostname", "mta.example.org")
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(
+            f"no host name can be set in a private namespace here: {error.stderr.strip()}"
+        ) from error
+
+
 def unpack(package: str, folder: Path) -> tuple[Path, Path]:
     """Download a package and unpack it; return its .deb and the unpacked tree."""
     debs, tree = folder / "debs", folder / package
@@ -71,9 +81,12 @@ def unpack(package: str, folder: Path) -> tuple[Path, Path]:
     return deb, tree
 
 
-def install_libraries(deb: Path, program: Path) -> None:
-    """Install the shared libraries that an unpacked program lacks; none starts anything."""
-    if "not found" not in run("ldd", str(program)):
+def install_libraries(deb: Path, program: Path, beside: Path | None = None) -> None:
+    """Install the shared libraries that an unpacked program lacks; none starts anything.
+
+    Those of its own package are looked for in the folder BESIDE.
+    """
+    if "not found" not in run("env", f"LD_LIBRARY_PATH={beside or ''}", "ldd", str(program)):
         return
     depends = run("dpkg-deb", "-f", str(deb), "Depends").split(", ")
     install(*(entry.split()[0] for entry in depends if entry.startswith("lib")))

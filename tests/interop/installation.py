@@ -16,11 +16,11 @@ from tests.interop import debian
 
 PYTHON = "/usr/bin/python3"
 _CHECKOUT = Path(__file__).parents[2]
-_POLICIES = Path(__file__).with_name("policies")
+_POLICIES = ("tests/interop/policies", "examples")
 
 
 class Installation:
-    """mailgate in a new virtual environment, and the test policies beside it."""
+    """mailgate in a new virtual environment, and policies beside it: the tests', the examples."""
 
     def __init__(self, folder: Path) -> None:
         debian.require("apt-get", PYTHON)
@@ -30,23 +30,30 @@ class Installation:
         debian.run(PYTHON, "-m", "venv", str(environment))
         debian.run(str(environment / "bin/pip"), "install", "--quiet", str(_CHECKOUT))
         self.program = environment / "bin/mailgate"
-        self._policies = folder / "policies"
-        shutil.copytree(_POLICIES, self._policies, ignore=shutil.ignore_patterns("__pycache__"))
-        self._policies.chmod(0o755)
+        self._folder = folder
+        for name in _POLICIES:
+            copy = folder / Path(name).name
+            shutil.copytree(_CHECKOUT / name, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            copy.chmod(0o755)
 
     def policy(self, name: str) -> str:
-        """Return what mailgate takes for the test policy of this name.
+        """Return what mailgate takes for the policy of this name.
 
-        NAME is the file without .py, and may end in `:object`.
+        NAME is a test policy's file without .py, or `examples/...`, and may end in `:object`.
         """
         file, colon, attribute = name.partition(":")
-        return f"{self._policies / file}.py{colon}{attribute}"
+        folder = self._folder if file.startswith("examples/") else self._folder / "policies"
+        return f"{folder / file}.py{colon}{attribute}"
 
     def run(self, *policies: str, **settings: str) -> str:
-        """Return the command line of an OpenSMTPD filter with these test policies."""
+        """Return the command line of an OpenSMTPD filter with these policies."""
+        return shlex.join(self.command("opensmtpd", *policies, **settings))
+
+    def command(self, protocol: str, *policies: str, **settings: str) -> list[str]:
+        """Return the command that serves these policies."""
         names = [self.policy(name) for name in policies]
         pairs = [f"--set={key}={value}" for key, value in settings.items()]
-        return shlex.join([str(self.program), "run", "--protocol", "opensmtpd", *pairs, *names])
+        return [str(self.program), "run", "--protocol", protocol, *pairs, *names]
 
 
 def _has_venv() -> bool:

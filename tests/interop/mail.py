@@ -73,3 +73,35 @@ def difficult(*fields: bytes, body: bytes = BODY) -> bytes:
 
 
 DIFFICULT = difficult(*FIELDS)
+
+
+# What Postfix and Sendmail leave alone: no bare CR, no line over 990 octets, no blank before a
+# colon, no address that they could write more prettily.
+PLAIN_FIELDS = (
+    b"Date: Fri, 02 Jan 2026 10:00:00 +0000",
+    b"Message-ID: <plain@client.example.org>",
+    b"From: Alice <alice@example.org>",
+    b"To: Bob <bob@example.test>",
+    b"X-Twice: the first",
+    b"Subject:no blank, then folded\r\n  twice\r\n\t and with a tab ",
+    b"X-Empty:",
+    b"X-Tab:\ttabbed",
+    b"X-Latin: caf\xe9 \xff",
+    b"x-twice: the second,\r\n folded",
+    b"X-Long: " + b"a" * 900,
+    b"DKIM-Signature: v=1; a=rsa-sha256;   c=simple/simple;\r\n\tbh=abc=;  b=def=",
+)
+
+PLAIN_BODY = b"\r\n".join(
+    (
+        *(b".", b"..", b"...", b".a leading dot", b". ", b" .", b""),
+        *(b"trailing blanks   ", b"a trailing tab\t", b"   "),
+        b"8 bit \xe4\xf6\xfc \xff\x80, a line separator \xe2\x80\xa8, NEL \xc2\x85 and \x85 alone",
+        b"form\x0cfeed, vertical\x0btab, separators \x1c\x1d\x1e, escape \x1b",
+        b"From here on, not mangled",
+        b"x" * 980,
+        *(b"", b"", b"the end", b""),
+    )
+)
+
+PLAIN = difficult(*PLAIN_FIELDS, body=PLAIN_BODY)

@@ -51,6 +51,19 @@ def below(pid: int) -> Iterator[Process]:
         yield from (p for p in found if p.running)
 
 
+def working_in(folder: Path) -> list[int]:
+    """Return the running processes whose current folder is this one or lies below it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            current = (entry / "cwd").readlink()
+        except OSError:  # it has ended, or is a zombie
+            continue
+        if current.is_relative_to(folder):
+            found.append(int(entry.name))
+    return found
+
+
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:
     """Wait until a condition holds; return whether it came to."""
     deadline = time.monotonic() + seconds
@@ -73,5 +86,14 @@ def listening(port: int) -> bool:
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state = line.split()[:4]
         if local.endswith(f":{port:04X}") and state == "0A":
+            return True
+    return False
+
+
+def listening_at(path: Path) -> bool:
+    """Tell whether something listens at a unix socket, without connecting to it."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, flags, _, _, *address = line.split(maxsplit=7)
+        if address[1:] == [str(path)] and int(flags, 16) & 0x10000:  # SO_ACCEPTCON
             return True
     return False

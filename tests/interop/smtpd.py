@@ -29,7 +29,7 @@ _STOP = 10.0  # seconds until smtpd must be gone, and then its filters
 
 # smtpd's own trace on a delivered message: what the delivery agent puts on top, and the field
 # that smtpd puts before the client's first line (a filter may put its own above that one).
-_DELIVERY = re.compile(rb"Return-Path: <(.*)>\nDelivered-To: (.*)\n")
+_DELIVERY = re.compile(rb"(?:Return-Path: <(.*)>\n)?Delivered-To: (.*)\n")
 _RECEIVED = re.compile(rb"(?m)^Received: .*\n\tby mx\.test \(OpenSMTPD\).*\n(?:[ \t].*\n)*")
 
 
@@ -51,7 +51,8 @@ class Delivered:
         assert trace is not None, raw[:200]
         content, fields = _RECEIVED.subn(b"", raw[trace.end() :], count=1)
         assert fields == 1, raw[:600]
-        return cls(trace[1].decode(), trace[2].decode(), content)
+        sender = trace[1] or b""  # the null sender is not told
+        return cls(sender.decode(), trace[2].decode(), content)
 
 
 def unpacked(folder: Path) -> Path:
@@ -157,6 +158,11 @@ class OpenSMTPD:
         files = list(new.glob("*"))
         assert len(files) == count, f"{len(files)} messages, not {count}:\n{self.log()}"
         return [Delivered.read(file.read_bytes()) for file in files]
+
+    def forget(self) -> None:
+        """Drop the messages that have been delivered so far."""
+        for file in (self.maildir / "new").glob("*"):
+            file.unlink()
 
     def _prepare(self) -> None:
         """Fill the work folder."""

@@ -1,69 +1,69 @@
-"""Print one table: data-lines a second through OpenSMTPD filters, mailgate's and its peers'."""
+"""Print tables of mailgate beside its peers: OpenSMTPD filters, and milters."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from rich.console import Console
 
-from bench.measure import BenchError, Contestant, medians
-from bench.opensmtpd import COLUMNS, VERSIONS, Feeder, Load
+from bench import milter_tables, opensmtpd
+from bench.measure import BenchError, medians
+from bench.milter import Generator
+from bench.milter_peers import TRANSPORTS, WORKS, peers
+from bench.milter_tables import Scope
 from bench.table import show
 
-HERE = Path(__file__).parent
-C_LIBRARY = "C, libopensmtpd"
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--messages",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Messages in a run.",
-)
-@click.option(
-    "--lines", type=click.IntRange(1), default=999, show_default=True, help="Lines of a message."
-)
-@click.option(
-    "--sessions",
-    type=click.IntRange(1, 256),
-    default=10,
-    show_default=True,
-    help="Sessions at a time, their lines interleaved.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Runs of each, for the median.",
-)
+def _number(name: str, default: int, text: str, most: int | None = None) -> Callable[..., Command]:
+    """Return an option that is a number, at least 1."""
+    return click.option(
+        name, type=click.IntRange(1, most), default=default, show_default=True, help=text
+    )
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Measure mailgate beside its peers.  No mail server takes part.
+
+    Without a command, all of them are run, with their defaults.
+    """
+    if context.invoked_subcommand is None:
+        for command in (opensmtpd_filters, milters):
+            context.invoke(command)
+
+
+@main.command("opensmtpd")
+@_number("--messages", 1000, "Messages in a run.")
+@_number("--lines", 999, "Lines of a message.")
+@_number("--sessions", 10, "Sessions at a time, their lines interleaved.", 256)
+@_number("--rounds", 5, "Runs of each, for the median.")
 @click.option(
     "--protocol",
-    type=click.Choice(list(VERSIONS)),
+    type=click.Choice(list(opensmtpd.VERSIONS)),
     default="0.7",
     show_default=True,
     help="Version of the filter protocol.",
 )
-def main(messages: int, lines: int, sessions: int, rounds: int, protocol: str) -> None:
+def opensmtpd_filters(
+    messages: int, lines: int, sessions: int, rounds: int, protocol: str
+) -> None:
     """Measure OpenSMTPD filters that change nothing, or one header field.
 
-    No mail server takes part: a feeder plays smtpd. Each row is the median of interleaved
-    rounds. "lines" are data-lines, the dots that end a message included.
+    A feeder plays smtpd. Each row is the median of interleaved rounds. "lines" are data-lines,
+    the dots that end a message included.
     """
-    feeder = Feeder(Load(messages, lines, sessions, protocol))
+    load = opensmtpd.Load(messages, lines, sessions, protocol)
     console, progress = Console(), Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="mailgate-bench.") as folder:
-        contestants = list(_contestants(feeder, Path(folder)))
+        contestants = list(opensmtpd.contestants(load, Path(folder)))
         with progress.status("") as status:
             try:
                 rows = medians(contestants, rounds, status.update)
@@ -73,53 +73,89 @@ def main(messages: int, lines: int, sessions: int, rounds: int, protocol: str) -
         f"OpenSMTPD filter protocol {protocol}: {messages} messages of {lines} lines, "
         f"{sessions} sessions, medians of {rounds}, load {os.getloadavg()[0]:.1f}"
     )
-    show(title, rows, COLUMNS, rows.get(C_LIBRARY), console)
+    show(title, rows, opensmtpd.COLUMNS, rows.get(opensmtpd.C_LIBRARY), console)
+    console.print()
 
 
-def _contestants(feeder: Feeder, folder: Path) -> Iterator[Contestant]:
-    """Return the peers that this machine can run, then mailgate with its policies."""
-    if (null_filter := _compiled(folder)) is not None:
-        yield Contestant(C_LIBRARY, feeder.contest([str(null_filter)]))
-    for name, file in (("Python, naive loop", "naive"), ("Python, least", "batch")):
-        peer = HERE / "peers" / f"{file}_filter.py"
-        yield Contestant(name, feeder.contest([sys.executable, str(peer)]))
-    mailgate = str(Path(sysconfig.get_path("scripts"), "mailgate"))
-    for name, file, added_lines in (
-        ("mailgate, headers only", "pass_through", 0),
-        ("mailgate, body in pieces", "streamed", 0),
-        ("mailgate, whole message", "whole", 0),
-        ("mailgate, whole, one header", "edited", 1),
-    ):
-        policy = HERE / "policies" / f"{file}.py"
-        argv = [mailgate, "run", "--protocol", "opensmtpd", str(policy)]
-        yield Contestant(name, feeder.contest(argv, added_lines))
+@main.command("milter")
+@click.option(
+    "--filter",
+    "works",
+    type=click.Choice(list(WORKS)),
+    multiple=True,
+    default=list(WORKS),
+    help="What the filters do; may be repeated.  [default: all]",
+)
+@click.option(
+    "--transport",
+    "transports",
+    type=click.Choice(TRANSPORTS),
+    multiple=True,
+    default=list(TRANSPORTS),
+    help="Kind of socket; may be repeated.  [default: both]",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[1, 10, 100],
+    show_default=True,
+    help="Connections at a time; may be repeated.",
+)
+@click.option(
+    "--kept",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[1, 50],
+    show_default=True,
+    help="Messages on a connection; may be repeated.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=0.7,
+    show_default=True,
+    help="Length of a run.",
+)
+@_number("--rounds", 3, "Runs of each, for the median.")
+@click.option(
+    "--idle",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Idle connections to measure memory with; 0 leaves that out.",
+)
+def milters(
+    works: tuple[str, ...],
+    transports: tuple[str, ...],
+    connections: tuple[int, ...],
+    kept: tuple[int, ...],
+    seconds: float,
+    rounds: int,
+    idle: int,
+) -> None:
+    """Measure milters: messages a second, latency over TCP, memory.
 
-
-def _compiled(folder: Path) -> Path | None:
-    """Compile the filter on Debian's C library, installing that first where it lacks.
-
-    Return None, and say why, where it cannot be had: the ratios are missing then.
+    The program milterload plays Postfix: one recipient, ten header fields, a body of 4 KiB. It
+    sends and awaits what a filter has negotiated. /C and /lean are multiples of a filter on the
+    C library with all callbacks, and of one with those only that answer.
     """
-    program = folder / "null_filter"
-    source = HERE / "peers" / "null_filter.c"
-    compiler = ["cc", "-O2", "-o", str(program), str(source), "-lopensmtpd"]
-    if _runs(compiler):
-        return program
-    packages = ["gcc", "libc6-dev", "libopensmtpd-dev"]
-    install = ["apt-get", "-qy", "install", "--no-install-recommends", *packages]
-    if os.geteuid() == 0 and (_runs(install) or (_runs(["apt-get", "update"]) and _runs(install))):
-        _runs(compiler)
-    if program.exists():
-        return program
-    click.echo("no libopensmtpd to compare with (Debian: gcc, libopensmtpd-dev)", err=True)
-    return None
-
-
-def _runs(argv: list[str]) -> bool:
-    """Tell whether a command is there and succeeds."""
-    if shutil.which(argv[0]) is None:
-        return False
-    return subprocess.run(argv, check=False, capture_output=True).returncode == 0
+    scope = Scope(works, transports, connections, kept, seconds, rounds)
+    console, progress = Console(), Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="mailgate-bench.") as folder,
+        progress.status("preparing the peers") as status,
+    ):
+        try:
+            generator = Generator(Path(folder))
+            able = list(peers(Path(folder)))
+            latencies = milter_tables.rates(able, scope, generator, console, status.update)
+            if latencies and 1 in connections:
+                milter_tables.show_latencies(latencies, console)
+            if idle:
+                milter_tables.memory(able, idle, rounds, generator, console, status.update)
+        except BenchError as error:
+            raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

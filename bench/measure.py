@@ -63,11 +63,21 @@ class Program:
             argv, stdin=stdin, stdout=stdout, stderr=self._stderr, cwd=self._folder.name
         )
 
+    def runs(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._process.poll() is None
+
     def peak(self) -> float:
         """Return the peak resident size so far, in MiB."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
+
+    def resident(self) -> float:
+        """Return the present resident size in KiB; of a shared page, its share."""
+        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        line = next(line for line in rollup.splitlines() if line.startswith("Pss:"))
+        return float(line.split()[1])
 
     def finish(self) -> float:
         """Wait for the end and return the processor time used, in seconds."""
@@ -79,12 +89,21 @@ class Program:
 
     def failure(self, reason: str) -> BenchError:
         """End the program; return an error with the reason and its last words."""
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         self._stderr.seek(0)
         words = self._stderr.read().decode(errors="replace").strip()
         self._clean()
         return BenchError(f"{self._name} {reason}" + (f":\n{words[-2000:]}" if words else ""))
+
+    def end(self) -> None:
+        """End the program at once: some of them stay at SIGTERM."""
+        self._kill()
+        self._clean()
+
+    def _kill(self) -> None:
+        """Have no process left."""
+        self._process.kill()
+        self._process.wait()
 
     def _clean(self) -> None:
         """Leave nothing behind."""

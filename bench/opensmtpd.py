@@ -12,12 +12,20 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.measure import BenchError, Figures, Program
+import click
+
+from bench.measure import BenchError, Contestant, Figures, Program
+from bench.obtain import MAILGATE, compiled
 from bench.table import Column, plain, ratio
+
+HERE = Path(__file__).parent
+C_LIBRARY = "C, libopensmtpd"
 
 COLUMNS = (
     Column("lines/s", plain("lines/s")),
@@ -266,3 +274,26 @@ def _expect_end(ours: socket.socket) -> None:
         surplus += piece
     if surplus:
         raise BenchError(f"answered too much: {surplus[:200]!r}")
+
+
+def contestants(load: Load, folder: Path) -> Iterator[Contestant]:
+    """Return the peers that this machine can run, then mailgate with its policies."""
+    feeder = Feeder(load)
+    null_filter = folder / "null_filter"
+    source = HERE / "peers" / "null_filter.c"
+    if compiled(null_filter, [source], ["opensmtpd"], ["libopensmtpd-dev"]):
+        yield Contestant(C_LIBRARY, feeder.contest([str(null_filter)]))
+    else:
+        click.echo("no libopensmtpd to compare with (Debian: gcc, libopensmtpd-dev)", err=True)
+    for name, file in (("Python, naive loop", "naive"), ("Python, least", "batch")):
+        peer = HERE / "peers" / f"{file}_filter.py"
+        yield Contestant(name, feeder.contest([sys.executable, str(peer)]))
+    for name, file, added_lines in (
+        ("mailgate, headers only", "pass_through", 0),
+        ("mailgate, body in pieces", "streamed", 0),
+        ("mailgate, whole message", "whole", 0),
+        ("mailgate, whole, one header", "edited", 1),
+    ):
+        policy = HERE / "policies" / f"{file}.py"
+        argv = [MAILGATE, "run", "--protocol", "opensmtpd", str(policy)]
+        yield Contestant(name, feeder.contest(argv, added_lines))

@@ -23,13 +23,27 @@ class Column:
 
 
 def plain(key: str, digits: int = 0) -> Callable[[Figures, Figures | None], str]:
-    """Return the cell of a figure."""
-    return lambda row, base: f"{row[key]:,.{digits}f}"
+    """Return the cell of a figure, "-" where a row lacks it."""
+    return lambda row, base: f"{row[key]:,.{digits}f}" if key in row else "-"
 
 
 def ratio(key: str) -> Callable[[Figures, Figures | None], str]:
     """Return the cell of a figure as a multiple of the base's."""
-    return lambda row, base: "-" if base is None else f"{row[key] / base[key]:.2f}"
+    return lambda row, base: _multiple(row, base, key)
+
+
+def ratio_to(other: Figures, key: str) -> Callable[[Figures, Figures | None], str]:
+    """Return the cell of a figure as a multiple of another row's than the base."""
+    return lambda row, base: _multiple(row, other, key)
+
+
+def _multiple(row: Figures, other: Figures | None, key: str) -> str:
+    """Return a quotient in about three digits, or "-" where there is none."""
+    if other is None or key not in row:
+        return "-"
+    value = row[key] / other[key]
+    digits = next((n for n, least in enumerate((100, 10, 0.01)) if value >= least), 3)
+    return f"{value:.{digits}f}"
 
 
 def show(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import threading
+from typing import NoReturn
 
 import click
 
@@ -92,7 +95,17 @@ def main(arguments: list[str] | None = None) -> None:
             import traceback
 
             traceback.print_exc()
-        sys.exit(_say(error))
+        leave(_say(error))
+
+
+def leave(status: int) -> NoReturn:
+    """Exit, also where a policy has left a thread that the interpreter would wait for."""
+    own = threading.main_thread()
+    if any(thread is not own and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _say(error: Exception) -> int:

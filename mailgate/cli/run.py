@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import cast, get_args
 import click
 
 from mailgate import logs
-from mailgate.cli import options
+from mailgate.cli import leave, options
 from mailgate.config import Config
 from mailgate.gateway import Gateway
 
@@ -78,16 +77,10 @@ def command(
     finally:
         listener.stop()
         sys.stdout.flush()
-    if not ended or _kept():
+    if not ended:
         sys.stderr.flush()
-        os._exit(status)  # a handler, or a thread of a policy, would keep the process for ever
-    sys.exit(status)
-
-
-def _kept() -> bool:
-    """Tell whether there are threads that the interpreter would wait for."""
-    own = threading.main_thread()
-    return any(t is not own and not t.daemon for t in threading.enumerate())
+        os._exit(status)  # a handler would keep the process for ever
+    leave(status)
 
 
 def _number_of(workers: str) -> int:

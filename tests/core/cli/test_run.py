@@ -102,3 +102,15 @@ def test_a_wrong_level_names_the_right_ones(shell: Command, gate: Path) -> None:
     assert done.status == 2
     for level in ("debug", "info", "warning", "error"):
         assert level in done.err
+
+
+def test_a_thread_of_a_policy_keeps_no_error(program: Command, here: Path, gate: Path) -> None:
+    """The interpreter would wait for it, and systemd would see no failure."""
+    (here / "keeps.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+        + gate.read_text()
+    )
+    (here / "bad.py").write_text("policy = (\n")
+    done = program("run", "-p", "milter", "-l", f"unix:{here}/s", "keeps.py", "bad.py")
+    assert done.status == 78
+    assert done.err.startswith("bad.py:1: ")

@@ -92,6 +92,7 @@ class Workers:
         self, lifeline: int, environment: Mapping[str, str], final: frozenset[int]
     ) -> str:
         """Run a worker to its end, and say how it ended; a status in ``final`` ends all."""
+        began = asyncio.get_running_loop().time()
         with _held(signal.SIGHUP):
             process = await asyncio.create_subprocess_exec(
                 *self._argv,
@@ -105,7 +106,8 @@ class Workers:
         status = await process.wait()
         self._running.discard(process)
         said = f"worker {process.pid} ended with {_how(status)}"
-        if status in final and not self._stopping.is_set():
+        soon = asyncio.get_running_loop().time() - began < _SOON  # later it is a policy's doing
+        if status in final and soon and not self._stopping.is_set():
             self._status = status
             self._stop(said)
         return said

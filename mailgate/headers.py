@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import codecs
+import encodings
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, final
@@ -17,6 +18,7 @@ from mailgate.syntax import is_field_name
 
 MAX_VALUE = 100 * 1024  # octets; Postfix: header_size_limit = 102400
 MAX_DECODED = 16 * 1024  # octets; over it encoded words stay encoded: decoding is quadratic
+MAX_CODECS = 256  # names that Python remembers, of codecs and of what it took for one
 FOLD_AT = 78  # octets; RFC 5322 2.1.1
 _WORD_OCTETS = 45  # of text, which base64 makes 60
 
@@ -139,19 +141,39 @@ def _decode_match(word: re.Match[str]) -> str:
     return _decode_word(octets, charset.partition("*")[0])
 
 
-# Codecs that are no character set of mail: some cost quadratic time, some run escapes.
 _NO_CHARSETS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"})
+
+
+def codec(charset: str) -> str:
+    """Return the name of the codec for a character set of mail.
+
+    Raises LookupError for a name that Python does not know, and ValueError for one that may not
+    be tried: some codecs are no character set; they cost quadratic time, run escapes, or raise.
+    """
+    try:
+        # By the codec's own name: look-ups take many spellings of it.
+        name = codecs.lookup(charset).name.replace("_", "-")
+    except LookupError:
+        forget_unknown_codecs()
+        raise
+    if name in _NO_CHARSETS:
+        raise ValueError(f"{name} is no character set")
+    return name
+
+
+def forget_unknown_codecs() -> None:
+    """Give back the memory of names that no codec has: Python keeps each one it was asked for."""
+    asked: dict[str, object] = vars(encodings).get("_cache", {})
+    if len(asked) > MAX_CODECS:
+        for name in [name for name, found in list(asked.items()) if found is None]:
+            asked.pop(name, None)
 
 
 def _decode_word(part: bytes, charset: str) -> str:
     try:
-        # By the codec's own name: look-ups take many spellings of it.
-        name = codecs.lookup(charset).name.replace("_", "-")
-        if name not in _NO_CHARSETS:
-            return part.decode(name, "replace")
+        return part.decode(codec(charset), "replace")
     except (LookupError, ValueError):
-        pass
-    return part.decode("latin-1")
+        return part.decode("latin-1")
 
 
 def encode_field(name: str, value: str) -> bytes:

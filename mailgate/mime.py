@@ -1,8 +1,8 @@
 """The standard library's parser behind caps, and the way back without touching the rest.
 
 `email.policy.SMTP` costs quadratic time on some header fields and raises on others.  Here a
-structured field over its cap stays plain text, and a message with too many or too deep parts
-stays one text; both are noted in ``defects``.
+structured field over its cap stays plain text, a message with too many or too deep parts stays
+one text, and a charset that is none is not used; all of it is noted in ``defects``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from email.parser import BytesParser
 from email.policy import SMTP, EmailPolicy
 from typing import Any, cast
 
-from mailgate.headers import Field, parse_fields
+from mailgate.headers import Field, codec, forget_unknown_codecs, parse_fields
 
 MAX_HEADERS = 1000
 MAX_PARTS = 1000
@@ -57,11 +57,28 @@ class TooComplex(MessageDefect):
     """Something was left unparsed because it is over a cap of this module."""
 
 
-class Mail(EmailMessage):
-    """A parsed message whose text becomes its first part when it gets an attachment.
+class NoCharset(MessageDefect):
+    """The charset of a part is a codec that decodes no mail: the part is read as us-ascii."""
 
-    The standard library drops the text of a message that has no Content field.
+
+class Mail(EmailMessage):
+    """A parsed message, or a part of one, that the standard library handles safely.
+
+    A charset that may not be tried reads as us-ascii, wherever the library asks for it.  A text
+    becomes the first part when it gets an attachment: the library drops the text of a message
+    that has no Content field.
     """
+
+    def get_param(self, param: str, failobj: Any = None, *rest: Any, **options: Any) -> Any:
+        """Return a parameter, of Content-Type where no other field is named."""
+        value = super().get_param(param, failobj, *rest, **options)
+        return "us-ascii" if param.lower() == "charset" and not _is_safe(value) else value
+
+    @property
+    def refused_charset(self) -> Any:
+        """The charset that reads as us-ascii, or None."""
+        charset = super().get_param("charset")
+        return None if _is_safe(charset) else charset
 
     def make_mixed(self, boundary: str | None = None) -> None:
         self._declare_text()
@@ -78,6 +95,19 @@ class Mail(EmailMessage):
     def _declare_text(self) -> None:
         if not any(name.lower().startswith("content-") for name in self):
             self["Content-Type"] = "text/plain"
+
+
+def _is_safe(charset: object) -> bool:
+    """Tell whether the library decodes with a charset in linear time, or raises LookupError."""
+    if not isinstance(charset, str):
+        return not isinstance(charset, tuple)  # RFC 2231, hidden from the parser of fields
+    try:
+        codec(charset)
+    except LookupError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 class _Capped(EmailPolicy):
@@ -137,8 +167,10 @@ def parse(section: bytes, body: bytes) -> EmailMessage:
     """Return a message for a header section and a body, both CRLF lines.  Never raises.
 
     ``defects`` of the message holds a `TooComplex` where its parts cannot be relied on: parts
-    were left unparsed, or a MIME field of one was.  Other fields over a cap are plain text.
+    were left unparsed, or a MIME field of one was.  Other fields over a cap are plain text.  A
+    `NoCharset` tells of parts that are read as us-ascii.
     """
+    forget_unknown_codecs()  # those that the library was asked for since the last message
     fields = parse_fields(section, MAX_HEADERS + 1)
     head = b"".join(_one_line(field) for field in fields if field.name) + b"\r\n"
     policy = _Capped(
@@ -166,6 +198,8 @@ def parse(section: bytes, body: bytes) -> EmailMessage:
         for name in _PLAIN_MIME:
             part.get(name)  # looked at now, so that `defects` says what was left unparsed
     mail.defects += map(TooComplex, policy.__dict__["unread"].values())
+    refused = dict.fromkeys(part.refused_charset for part in mail.walk() if isinstance(part, Mail))
+    mail.defects += (NoCharset(f"{name!a:.60} is no charset") for name in refused if name)
     return mail
 
 
@@ -270,7 +304,8 @@ def _same_part(part: Any, other: Any, *, root: bool) -> bool:
             and (part.preamble, part.epilogue) == (other.preamble, other.epilogue)
             and part.get_boundary() == other.get_boundary()
         )
-    return bool(part.get_payload() == other.get_payload())
+    # As they came: `get_payload` decodes, by whatever charset the part names.
+    return bool(part._payload == other._payload)
 
 
 def _flat_body(mail: EmailMessage) -> bytes:

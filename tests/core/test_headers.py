@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import re
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailgate.headers import (
+    MAX_CODECS,
     MAX_DECODED,
     MAX_VALUE,
     Field,
@@ -193,6 +195,14 @@ def test_encoded_words(encoded: bytes, text: str) -> None:
     assert decode_value(encoded) == text
 
 
+def test_charsets_that_nobody_knows_are_not_remembered() -> None:
+    """Python's own look-up keeps every name for ever, and a client may choose thousands."""
+    for number in range(3 * MAX_CODECS):
+        assert decode_value(b"=?x%d?q?=E9?=" % number) == "é"
+        assert len(vars(encodings)["_cache"]) <= MAX_CODECS + 1
+    assert decode_value(b"=?iso-8859-15?q?=A4?=") == "€"
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -208,6 +218,8 @@ def test_encoded_words(encoded: bytes, text: str) -> None:
         (b"=?utf-8?q?a=0D=0ABcc:_x=00?=", "a  Bcc: x "),
         (b"=?utf-8?q?=FF?=", "\ufffd"),
         (b"=?bogus?q?=E9?=", "é"),
+        (b"=?Punycode?q?=E9-a?=", "é-a"),
+        (b"=?undefined?q?a?=", "a"),
         (b"=?utf-8?b?A?=", "=?utf-8?b?A?="),
         (b"=?utf-8?x?a?=", "=?utf-8?x?a?="),
         (b"=?utf-8?q?unclosed", "=?utf-8?q?unclosed"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import encodings
+import time
 from email.errors import MessageDefect
+from email.message import MIMEPart
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailgate import mime
-from mailgate.headers import Field, parse_fields
-from mailgate.mime import TooComplex, differences, parse
+from mailgate.headers import MAX_CODECS, Field, parse_fields
+from mailgate.mime import NoCharset, TooComplex, differences, parse
 
 
 def too_complex(defects: list[MessageDefect]) -> bool:
@@ -239,3 +242,110 @@ def test_a_copy_that_cannot_be_written_is_refused() -> None:
     mail.set_payload(5)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="the edited message cannot be written"):
         differences(fields_of(b"Subject: x\r\n"), b"text\r\n", mail)
+
+
+# -- charsets ------------------------------------------------------------------------------------
+
+# Codecs of Python's that are no charset: some raise, whatever the error handler.
+NO_CHARSETS = ("idna", "undefined", "punycode", "unicode-escape", "Raw_Unicode_Escape")
+
+
+def text_of(mail: MIMEPart) -> str:
+    return str(mail.get_content())
+
+
+@pytest.mark.parametrize("charset", NO_CHARSETS)
+@pytest.mark.parametrize("parameter", ["charset=%s", 'charset="%s"', "charset*=us-ascii''%s"])
+def test_a_charset_that_is_none_is_read_as_ascii(charset: str, parameter: str) -> None:
+    body = part("b", b"a\\u0041\xff-b", f"text/plain; {parameter % charset}") + b"--b--\r\n"
+    mail = parse(MULTIPART, body)
+    (only,) = mail.iter_parts()
+    assert text_of(only) == only.get_payload() == "a\\u0041\ufffd-b"
+    assert only.get_content_charset() == "us-ascii"
+    assert [str(each) for each in mail.defects if isinstance(each, NoCharset)] == [
+        f"{charset!r} is no charset"
+    ]
+    assert not too_complex(mail.defects)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        r'''x="a\\"; y="; charset=punycode; z="''',  # only one of the library's two parsers sees it
+        r'''x="a\\"; y="; charset*=utf-8''punycode; z="''',
+        "charset*0=puny; charset*1=code",
+        'charset="a\0b"',
+    ],
+)
+def test_a_hidden_charset_raises_nothing(parameters: str) -> None:
+    body = part("b", b"\xff", f"text/plain; {parameters}") + b"--b--\r\n"
+    mail = parse(MULTIPART, body)
+    (only,) = mail.iter_parts()
+    assert text_of(only) == "\ufffd"
+    assert any(isinstance(each, NoCharset) for each in mail.defects)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "text"),
+    [
+        ("text/plain", "gr\ufffdn"),
+        ("text/plain; charset=iso-8859-1", "gr\xfcn"),
+        ("text/plain; charset=Windows-1252", "gr\xfcn"),
+        ("text/plain; charset=utf-8", "gr\ufffdn"),
+    ],
+)
+def test_a_charset_of_mail_is_used(content_type: str, text: str) -> None:
+    mail = parse(f"Content-Type: {content_type}\r\n".encode(), b"gr\xfcn")
+    assert text_of(mail) == text
+    assert not mail.defects
+
+
+def test_a_charset_that_nobody_knows_is_for_the_policy() -> None:
+    """It is a LookupError of the library's, as its documentation has it."""
+    mail = parse(b"Content-Type: text/plain; charset=x-none\r\n", b"\xff")
+    with pytest.raises(LookupError):
+        mail.get_content()
+    assert not mail.defects
+
+
+def test_charsets_that_nobody_knows_are_not_remembered() -> None:
+    """The library looks up what stands in any field, and keeps every name for ever."""
+    words = b"".join(b" =?x%d?q?a?=" % number for number in range(200))
+    for number in range(10):
+        mail = parse(b"Subject:" + words.replace(b"x", b"y%d" % number) + b"\r\n", b"")
+        assert isinstance(mail["subject"], str)
+    parse(b"", b"")
+    assert len(vars(encodings)["_cache"]) <= MAX_CODECS
+
+
+@pytest.mark.parametrize("charset", [*NO_CHARSETS, "x-none", "utf-8", "utf-16"])
+def test_a_part_that_nobody_changed_leaves_as_it_came(charset: str) -> None:
+    odd = part("b", b"a\xff-\\u0041", f"text/plain; charset={charset}")
+    body = odd + part("b", b"before") + b"--b--\r\n"
+    mail = parse(MULTIPART, body)
+    assert differences(fields_of(MULTIPART), body, mail) == (None, None)
+    _, last = mail.iter_parts()
+    last.set_payload("after")
+    assert differences(fields_of(MULTIPART), body, mail) == (
+        None,
+        body.replace(b"before", b"after"),
+    )
+
+
+def test_octets_that_read_alike_are_an_edit() -> None:
+    section = b"Content-Type: text/plain; charset=utf-8\r\n"
+    mail = parse(section, b"\xff\r\n")
+    mail.set_payload(b"\xfe\r\n")
+    assert differences(fields_of(section), b"\xff\r\n", mail) == (None, b"\xfe\r\n")
+
+
+@pytest.mark.parametrize("content", [b"\xff-" + b"a" * 400_000, b"ab9" * 200_000])
+def test_reading_and_writing_by_charset_is_linear(content: bytes) -> None:
+    """Python's punycode takes quadratic time for either of them."""
+    body = part("b", content, "text/plain; charset=punycode") + b"--b--\r\n"
+    began = time.process_time()
+    mail = parse(MULTIPART, body)
+    (only,) = mail.iter_parts()
+    assert len(text_of(only)) == len(content)
+    assert differences(fields_of(MULTIPART), body, mail) == (None, None)
+    assert time.process_time() - began < 5

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
 from mailgate.policy import ANSWERS, Handler, Policy
+from mailgate.settings import Seconds
 from mailgate.stage import CAPABILITIES, SILENT_STAGES, OnError, Stage
 
 Capabilities: TypeAlias = Mapping[Stage, frozenset[str]]
 """What a protocol can do: its stages, and at each of them the capabilities.
 
 At `Stage.COMMAND` the set also holds the SMTP verbs that can be answered.  `UNKNOWN_VERBS`
-stands for those that the server does not know: a protocol with it shows no others to those who
-look on, and one without it shows all.
+stands for those that the server does not know: a protocol with it and no others shows only
+these to those who look on.
 """
 
 UNKNOWN_VERBS = "*"
@@ -51,14 +52,14 @@ class Defaults:
     30 s for an answer to a command and 300 s for one to a message, OpenSMTPD for ever.
     """
 
-    timeout: float = 20.0
-    message_timeout: float = 240.0
+    timeout: Seconds = 20.0
+    message_timeout: Seconds = 240.0
     on_error: OnError = "defer"
 
     def __post_init__(self) -> None:
         for name in ("timeout", "message_timeout"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name!r} must be a number of seconds above 0")
+                raise ValueError(f"{name!r} must be above 0")
 
 
 @final
@@ -132,6 +133,11 @@ def _is_asked(handler: Handler, capabilities: Capabilities | None) -> bool:
         return False
     answering = handler.stage is Stage.COMMAND and handler.answers and handler.verbs
     return not answering or bool(answerable(handler.verbs, capabilities[handler.stage]))
+
+
+def shows_all(here: frozenset[str]) -> bool:
+    """Tell whether a protocol shows every command to those who look on; as `answerable`."""
+    return UNKNOWN_VERBS not in here or bool(here & KNOWN_VERBS)
 
 
 def answerable(verbs: frozenset[str], here: frozenset[str]) -> frozenset[str]:

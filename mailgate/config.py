@@ -21,6 +21,7 @@ from mailgate.errors import ConfigError
 from mailgate.limits import Limits
 from mailgate.logs import Format, Level
 from mailgate.policy import Policy
+from mailgate.settings import Seconds
 from mailgate.stage import OnError
 
 PLACES = ("mailgate.toml", "/etc/mailgate/mailgate.toml")
@@ -42,12 +43,12 @@ class Use:
 
     use: str
     settings: dict[str, Any] = field(default_factory=dict)
-    timeout: float | None = None
+    timeout: Seconds | None = None
     on_error: OnError | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
-            raise ValueError("'timeout' must be a number of seconds above 0")
+            raise ValueError("'timeout' must be above 0")
 
 
 @final

@@ -18,13 +18,13 @@ MAX_LINES = 600
 
 LAYERS: list[set[str]] = [
     {"stage", "errors"},
-    {"verdict", "syntax", "limits", "invocation", "fork", "logs", "watchdog"},
+    {"verdict", "syntax", "limits", "settings", "invocation", "fork", "logs", "watchdog"},
     {"address", "headers", "session", "deadline", "threads", "eager"},
     {"content", "mime", "message"},
     {"state", "policy"},
     {"chain", "question", "engine"},
     {"adapter", "outcome", "lint", "listen"},
-    {"settings", "config"},
+    {"config"},
     {"workers", "gateway", "testing", "contract", "pytest_plugin"},
     {"cli", "__main__"},
 ]

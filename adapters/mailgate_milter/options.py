@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from mailgate import listen
+from mailgate.settings import Seconds
 
 PATIENCE = {"postfix": math.inf, "sendmail": 8.0}
 """Seconds for the answer to a command: Sendmail reads for 10 s, and takes no PROGRESS before
@@ -31,11 +32,11 @@ class MilterOptions:
     owner: str | None = None
     group: str | None = None
     mta: Literal["postfix", "sendmail"] = "postfix"
-    idle_timeout: float = 7210.0
+    idle_timeout: Seconds = 7210.0
 
     def __post_init__(self) -> None:
         if not self.idle_timeout > 0:
-            raise ValueError("'idle_timeout' must be a number of seconds above 0")
+            raise ValueError("'idle_timeout' must be above 0")
         for address in self.addresses:
             listen.parse(address)
         if not re.fullmatch("0?[0-7]{3}", self.mode):

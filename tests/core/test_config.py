@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mailgate.chain import Defaults
 from mailgate.config import PLACES, Config, Log, Use, find, load, load_all, read
 from mailgate.errors import ConfigError
 from mailgate.limits import Limits
+from mailgate_milter.options import MilterOptions
 from mailgate_opensmtpd.adapter import FilterOptions
 
 PROTOCOLS = ["opensmtpd", "milter"]
@@ -108,8 +110,8 @@ def test_tables() -> None:
         ("[defaults", "mailgate.toml: is not TOML: "),
         ("[[policies]]", "mailgate.toml: unknown table [policies]; known: policy, defaults, "),
         ("[policy]\nuse = 'a.py'", "mailgate.toml: write [[policy]] with two brackets"),
-        ("[[policy]]", "mailgate.toml: [[policy]]: missing key 'use' (str)"),
-        ("[[policy]]\nuse = 5", "mailgate.toml: [[policy]]: key 'use' must be str, not 5"),
+        ("[[policy]]", "mailgate.toml: [[policy]]: missing key 'use' (a string)"),
+        ("[[policy]]\nuse = 5", "mailgate.toml: [[policy]]: key 'use' must be a string, not 5"),
         ("policy = [5]", "mailgate.toml: [[policy]] must be a table"),
         (
             "[[policy]]\nuse = 'a.py'\nsetings = {}",
@@ -117,7 +119,11 @@ def test_tables() -> None:
         ),
         ("limits = 5", "mailgate.toml: [limits] must be a table"),
         ("[limits]\nmemry = 5", "[limits]: unknown key 'memry'; did you mean 'memory'?"),
-        ("[limits]\nmemory = '5 apples'", "[limits]: key 'memory' must be int, not '5 apples'"),
+        ("[limits]\nmemory = '5 apples'", "[limits]: key 'memory' must be a whole number, not "),
+        (
+            "[defaults]\ntimeout = '20'",
+            '[defaults]: key \'timeout\' must be a time (seconds, or "250ms", "90s", ',
+        ),
         ("[defaults]\non_error = 'acept'", "must be 'defer' or 'reject' or 'continue'"),
         ("[log]\nlevel = 'loud'", "[log]: key 'level' must be 'debug' or 'info' or "),
     ],
@@ -148,6 +154,57 @@ def test_an_adapters_table_is_checked_when_it_is_used() -> None:
     made = config("opensmtpd = 5")
     with pytest.raises(ConfigError, match=r"\[opensmtpd\] must be a table"):
         made.options("opensmtpd", FilterOptions)
+
+
+def test_times_are_written_with_their_unit() -> None:
+    made = config(
+        """
+        [[policy]]
+        use = "gate.py"
+        timeout = "500ms"
+        [defaults]
+        timeout = "20s"
+        message_timeout = "4m"
+        [milter]
+        idle_timeout = "2h"
+        """
+    )
+    assert made.defaults == Defaults(timeout=20.0, message_timeout=240.0)
+    assert made.policies == (Use("gate.py", timeout=0.5),)
+    assert made.options("milter", MilterOptions) == MilterOptions(idle_timeout=7200.0)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Stand for a table such as ``[milter.limits]``."""
+
+    hops: int = 50
+
+    def __post_init__(self) -> None:
+        if self.hops < 1:
+            raise ValueError("'hops' must be above 0")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Stand for the options of an adapter that have a table in them."""
+
+    limits: Inner = Inner()
+
+
+def test_an_adapters_table_may_have_tables() -> None:
+    assert config("[milter.limits]\nhops = 5").options("milter", Outer) == Outer(Inner(5))
+    assert config("milter.limits.hops = 5").options("milter", Outer) == Outer(Inner(5))
+    made = config("[milter.limits]\nhops = 0")
+    with pytest.raises(ConfigError) as caught:
+        made.options("milter", Outer)
+    assert str(caught.value) == ("mailgate.toml: [milter]: table 'limits': 'hops' must be above 0")
+    made = config("[milter.limits]\nhop = 0")
+    with pytest.raises(ConfigError) as caught:
+        made.options("milter", Outer)
+    assert str(caught.value) == (
+        "mailgate.toml: [milter]: unknown key 'limits.hop'; did you mean 'hops'?"
+    )
 
 
 def test_a_file_that_cannot_be_read() -> None:
@@ -354,13 +411,13 @@ def test_an_error_in_what_a_policy_imports_is_shown_where_the_policy_imports_it(
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({}, "gate.py:6: missing setting 'domains' (Collection[str])"),
+        ({}, "gate.py:6: missing setting 'domains' (a list of strings)"),
         ({"domian": ["a"]}, "gate.py:6: unknown setting 'domian'; did you mean 'domains'?"),
         (
             {"domains": ["a"], "delay": "8s"},
-            "gate.py:6: setting 'delay' must be float, not '8s'",
+            "gate.py:6: setting 'delay' must be a number, not '8s'",
         ),
-        ({"domains": "a"}, "gate.py:6: setting 'domains' must be Collection[str], not 'a'"),
+        ({"domains": "a"}, "gate.py:6: setting 'domains' must be a list of strings, not 'a'"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, object], line: str) -> None:

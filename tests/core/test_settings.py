@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import date, datetime, time
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.errors import ConfigError
-from mailgate.settings import Unfit, arguments, convert, describe, from_text
+from mailgate.settings import Seconds, Unfit, arguments, convert, describe, from_text
 
 
 class Level(Enum):
@@ -50,6 +53,16 @@ class Level(Enum):
         ('"x"', int | str, "x"),
         ('"x"', Optional[str], "x"),  # noqa: UP045 - as one may write it
         ("5", float | None, 5.0),
+        ("5", Annotated[float, "of rain"], 5.0),
+        ("300", Seconds, 300.0),
+        ("1.5", Seconds, 1.5),
+        ("0", Seconds, 0.0),
+        ('"300s"', Seconds, 300.0),
+        ('"5m"', Seconds, 300.0),
+        ('"1h"', Seconds, 3600.0),
+        ('"250ms"', Seconds, 0.25),
+        ('"1.5h"', Seconds, 5400.0),
+        ('"5m"', Seconds | None, 300.0),
         ('["a"]', str | list[str], ["a"]),
         ('"anything"', Any, "anything"),
         ("{ a = 1 }", Any, {"a": 1}),
@@ -99,7 +112,13 @@ def test_items_are_converted_too() -> None:
 MISFITS: list[tuple[Any, list[object]]] = [
     (str, [5, True, 5.5, ["a"], {}]),
     (int, ["5", "5X", "K", True, 5.0, [5], "-1K"]),
-    (float, ["8s", "5", True, [5.0]]),
+    (float, ["8s", "5", True, [5.0], 10**400]),
+    (
+        Seconds,
+        ["8", "8 s", "5M", "5d", "s", "-5s", "1e3s", ".5s", "1.s", "\u0665m", "", True, [5]],
+    ),
+    (Seconds, [-1, -0.5, math.nan, math.inf, "9" * 400 + "s", 10**400]),
+    (Seconds | None, ["8", -1]),
     (bool, [0, 1, "true", []]),
     (Path, [5, True, ["a"]]),
     (IPv4Network, ["192.0.2.1/24", "2001:db8::/32", "x", 5, True]),
@@ -134,6 +153,7 @@ TOML = st.recursive(
 ANNOTATIONS = [
     *(str, int, float, bool, Path, IPv4Network, Level, Literal["a", 1], list[str], set, frozenset),
     *(tuple[int, str], dict[str, int], Collection[str], int | str | None, dict, Mapping, object),
+    *(Seconds, list[Seconds], Seconds | None),
 ]
 
 
@@ -164,15 +184,37 @@ def test_a_secret_is_found_among_the_credentials(
 @pytest.mark.parametrize(
     ("annotation", "text"),
     [
-        (str, "str"),
-        (Path, "Path"),
-        (Collection[str], "Collection[str]"),
-        (dict[str, int], "dict[str, int]"),
+        (str, "a string"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (Annotated[float, "of rain"], "a number"),
+        (bool, "true or false"),
+        (Path, "a path"),
+        (Seconds, 'a time (seconds, or "250ms", "90s", "5m", "1h")'),
+        (Seconds | None, 'a time (seconds, or "250ms", "90s", "5m", "1h")'),
+        (date, "a date"),
+        (time, "a time of day"),
+        (datetime, "a date with a time"),
+        (Collection[str], "a list of strings"),
+        (tuple[str, ...], "a list of strings"),
+        (str | tuple[str, ...], "a string or a list of strings"),
+        (list[list[bool]], "a list of lists of true or false"),
+        (set[IPv4Network | IPv6Network], "a list of IPv4 networks or IPv6 networks"),
+        (Sequence[Literal["a", "b"]], "a list of 'a' or 'b'"),
+        (list[Seconds], 'a list of times (seconds, or "250ms", "90s", "5m", "1h")'),
+        (tuple[str, int], "a list of 2 (a string, a whole number)"),
+        (list, "a list"),
+        (frozenset[Any], "a list"),
+        (dict, "a table"),
+        (dict[str, int], "a table of whole numbers"),
+        (Mapping[str, Any], "a table"),
+        (list[dict[str, Path]], "a list of tables of paths"),
         (Literal["a", "b"], "'a' or 'b'"),
+        (Literal[True, "auto"], "true or 'auto'"),
         (Level, "'low' or 'high'"),
-        (int | str, "int or str"),
+        (int | str, "a whole number or a string"),
         (type(None), "nothing"),
-        (Any, "Any"),
+        (Any, "anything"),
     ],
 )
 def test_annotations_as_a_person_reads_them(annotation: Any, text: str) -> None:
@@ -200,11 +242,12 @@ def test_settings_become_arguments() -> None:
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        ({}, "missing setting 'domains' (Collection[str])"),
+        ({}, "missing setting 'domains' (a list of strings)"),
         ({"domian": []}, "unknown setting 'domian'; did you mean 'domains'?"),
         ({"domains": [], "zzz": 1}, "unknown setting 'zzz'; known: domains, timeout, mode"),
-        ({"domains": [], "timeout": "8s"}, "setting 'timeout' must be float, not '8s'"),
-        ({"domains": "a"}, "setting 'domains' must be Collection[str], not 'a'"),
+        ({"domains": [], "timeout": "8s"}, "setting 'timeout' must be a number, not '8s'"),
+        ({"domains": [], "timeout": True}, "setting 'timeout' must be a number, not true"),
+        ({"domains": "a"}, "setting 'domains' must be a list of strings, not 'a'"),
         ({"domains": [], "mode": "c"}, "setting 'mode' must be 'a' or 'b', not 'c'"),
     ],
 )
@@ -239,6 +282,89 @@ def test_arguments_that_have_no_name_are_not_settings() -> None:
 
     assert arguments(odd, {}) == {}
     assert message({"several": 1}, odd) == "unknown setting 'several'; it takes none"
+
+
+# -- tables in tables ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Perch:
+    """Stand for a table in a table in a table."""
+
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1:
+            raise ValueError("'height' must be above 0")
+
+
+@dataclass(frozen=True)
+class Cage:
+    """Stand for a table in a table."""
+
+    birds: int = 1
+    idle: Seconds = 30.0
+    perch: Perch | None = None
+    door: Literal["open", "shut"] = "open"
+
+    def __post_init__(self) -> None:
+        if self.door == "open" and self.birds > 1:
+            raise ConfigError("'door' must be 'shut': they fly away")
+
+
+@dataclass(frozen=True)
+class House:
+    """Stand for the options of an adapter."""
+
+    cage: Cage = Cage()
+    name: str = ""
+
+
+def test_a_table_becomes_a_dataclass() -> None:
+    table = tomllib.loads("name = 'a'\n[cage]\nidle = '5m'\n[cage.perch]\nheight = 2\n")
+    made = {"name": "a", "cage": Cage(idle=300.0, perch=Perch(2))}
+    assert arguments(House, table) == made
+    assert arguments(House, {"cage": {}}) == {"cage": Cage()}
+    assert arguments(House, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("toml", "text"),
+    [
+        ("cage = 5", "key 'cage' must be a table, not 5"),
+        ("cage = ['a']", "key 'cage' must be a table, not ['a']"),
+        ("[cage]\nbirds = 'two'", "key 'cage.birds' must be a whole number, not 'two'"),
+        (
+            "[cage]\nidle = 5.5\nbirds = 1.5",
+            "key 'cage.birds' must be a whole number, not 1.5",
+        ),
+        (
+            "[cage]\nidle = []",
+            'key \'cage.idle\' must be a time (seconds, or "250ms", "90s", "5m", "1h"), not []',
+        ),
+        ("[cage]\nbrids = 2", "unknown key 'cage.brids'; did you mean 'birds'?"),
+        ("[cage]\nx = 2", "unknown key 'cage.x'; known: birds, idle, perch, door"),
+        ("[cage]\nperch = true", "key 'cage.perch' must be a table, not true"),
+        ("[cage.perch]", "missing key 'cage.perch.height' (a whole number)"),
+        ("[cage.perch]\nhight = 1", "unknown key 'cage.perch.hight'; did you mean 'height'?"),
+        ("[cage.perch]\nheight = 0", "table 'cage.perch': 'height' must be above 0"),
+        ("[cage]\nbirds = 2", "table 'cage': 'door' must be 'shut': they fly away"),
+    ],
+)
+def test_messages_name_the_key_inside(toml: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments(House, tomllib.loads(toml), what="key")
+    assert str(caught.value) == text
+
+
+def test_the_settings_of_a_policy_may_have_tables_too() -> None:
+    def made(cage: Cage, times: int = 1) -> None: ...
+
+    assert arguments(made, {"cage": {"birds": 1}}) == {"cage": Cage(1)}
+    assert message({"cage": {"birds": []}}, made) == (
+        "setting 'cage.birds' must be a whole number, not []"
+    )
+    assert message({}, made) == "missing setting 'cage' (a table)"
 
 
 # -- on the command line -------------------------------------------------------------------------

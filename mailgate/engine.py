@@ -406,7 +406,7 @@ class Conversation:
             )
             self._refuse(NO_SPACE, "limits.memory")
             return False
-        if body.size <= self._engine.limits.message:
+        if body.held <= self._engine.limits.message:
             return True
         self.too_big()
         return False
@@ -415,7 +415,8 @@ class Conversation:
         """Refuse a message over the size limit, or return None: it passes on unseen."""
         verdict = TOO_BIG[self._engine.limits.oversize]
         if verdict is None:
-            log.warning("message %s is over limits.message: passed on unseen", self.id)
+            if self._message_silent != _EVERYONE:
+                log.warning("message %s is over limits.message: passed on unseen", self.id)
             self._message_silent = _EVERYONE
             return None
         return self._refuse(verdict, "limits.message")

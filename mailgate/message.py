@@ -146,6 +146,11 @@ class Message:
         return len(self._recipients)
 
     @property
+    def original_recipient_count(self) -> int:
+        """How many there are in `original_recipients`."""
+        return len(self._original_recipients)
+
+    @property
     def original_recipients(self) -> Sequence[Address]:
         """The recipients accepted so far, as the client gave them."""
         return tuple(self._original_recipients)

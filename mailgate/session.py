@@ -17,6 +17,14 @@ from mailgate.syntax import check_host_name
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 
+def plain(address: IPAddress) -> IPAddress:
+    """Return the IPv4 address that an IPv6 one maps (RFC 4291 2.5.5.2), or the address itself.
+
+    A socket that takes both families tells IPv4 clients so.
+    """
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def address_of(text: str) -> IPAddress | None:
     """Return an IP address that a wire tells, or None where it is none."""
     return None if len(text) > _LONGEST_ADDRESS else _address_of(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from mailgate.content import PIECE, Body
 
 
-def gathered(pieces: list[bytes], memory: int) -> Body:
-    body = Body(memory)
+def gathered(pieces: Iterable[bytes], memory: int, *, stuffed: bool = False) -> Body:
+    body = Body(memory, stuffed=stuffed)
     for piece in pieces:
         body.append(piece)
     return body
@@ -22,8 +24,9 @@ def gathered(pieces: list[bytes], memory: int) -> Body:
 @given(st.lists(st.binary(max_size=40), max_size=10), st.integers(0, 200), st.integers(1, 70))
 def test_pieces_and_memory_do_not_matter(pieces: list[bytes], memory: int, size: int) -> None:
     body, whole = gathered(pieces, memory), b"".join(pieces)
-    assert body.size == len(whole)
-    assert b"".join(body.pieces(size)) == whole
+    assert body.size == body.held == len(whole)
+    assert body.in_memory == (len(whole) if len(whole) <= memory else 0)
+    assert b"".join(body.pieces(size)) == b"".join(body.held_pieces(size)) == whole
     assert body.read() == whole
     body.append(b"more")
     assert body.read() == whole + b"more"
@@ -83,4 +86,62 @@ def test_two_readers_do_not_disturb_each_other() -> None:
     assert [next(first), next(second), next(first), next(second), next(first)] == [
         *(b"ab", b"abc", b"cd", b"def", b"ef")
     ]
+    body.close()
+
+
+# -- dot-stuffed lines ---------------------------------------------------------------------------
+
+LINES = st.lists(st.sampled_from([b".", b"..", b"a", b"\r\n", b"\r", b"\n"]), max_size=30).map(
+    b"".join
+)
+
+
+def plain(stuffed: bytes) -> bytes:
+    """Return lines as RFC 5321 4.5.2 has them read: without the first dot of each."""
+    return b"\r\n".join(
+        line[1:] if line.startswith(b".") else line for line in stuffed.split(b"\r\n")
+    )
+
+
+@given(LINES, st.integers(0, 40), st.integers(1, 40), st.lists(st.integers(0, 60), max_size=8))
+def test_stuffed_lines_may_be_cut_anywhere(
+    stuffed: bytes, memory: int, size: int, cuts: list[int]
+) -> None:
+    at = [0, *sorted(min(cut, len(stuffed)) for cut in cuts), len(stuffed)]
+    body = gathered((stuffed[a:b] for a, b in pairwise(at)), memory, stuffed=True)
+    assert body.held == len(stuffed)
+    assert body.read() == b"".join(body.pieces(size)) == plain(stuffed)
+    assert b"".join(body.held_pieces(size)) == stuffed
+    assert body.size == len(plain(stuffed))
+    assert all(len(piece) <= size for piece in body.pieces(size)) or body.in_memory
+    body.append(b"\r\n..x")
+    assert body.read() == b"".join(body.pieces(size)) == plain(stuffed + b"\r\n..x")
+    assert body.size == len(plain(stuffed + b"\r\n..x"))
+    body.close()
+    assert (body.size, body.held, body.in_memory, body.read()) == (0, 0, 0, b"")
+
+
+@pytest.mark.parametrize("memory", [0, 1000])
+@pytest.mark.parametrize("size", range(1, 12))
+def test_stuffed_lines_are_read_right_across_every_cut(memory: int, size: int) -> None:
+    stuffed = b"..a\r\n..\r\n\r\n...b\r\nc.\r\n"
+    for at in range(len(stuffed) + 1):
+        body = gathered([stuffed[:at], stuffed[at:]], memory, stuffed=True)
+        assert b"".join(body.pieces(size)) == b".a\r\n.\r\n\r\n..b\r\nc.\r\n"
+        body.close()
+
+
+def test_what_is_not_stuffed_is_not_copied() -> None:
+    octets = b"no dot begins a line.\r\n" * 100
+    body = gathered([octets], memory=PIECE, stuffed=True)
+    assert body.read() is octets
+    assert next(body.pieces()) is octets
+    assert next(body.held_pieces()) is octets
+
+
+def test_how_much_lies_in_memory() -> None:
+    body = gathered([b"..a", b"b"], memory=5, stuffed=True)
+    assert body.in_memory == 4
+    body.append(b"\r\n")
+    assert body.in_memory == 0
     body.close()

@@ -8,6 +8,7 @@ import pytest
 
 from mailgate.address import Address
 from mailgate.chain import Chain, Defaults
+from mailgate.content import Body
 from mailgate.headers import Section, parse_fields
 from mailgate.limits import Limits
 from mailgate.policy import Policy
@@ -115,6 +116,15 @@ async def test_a_message_that_is_too_big_is_what_the_administrator_says(
     else:
         assert isinstance(verdict, (Defer, Reject))
         assert verdict.reply.startswith(reply)
+
+
+@pytest.mark.parametrize(("octets", "fits"), [(b"..a\r\n", True), (b"..ab\r\n", False)])
+@in_loop
+async def test_a_held_message_is_counted_as_it_came(octets: bytes, fits: bool) -> None:
+    """The dots that SMTP adds take space, too."""
+    conversation = converse(Asked().policy("a", WHOLE), limits=Limits(message=5))
+    await to_headers(conversation)
+    assert conversation.hold(Body(1 << 20, stuffed=True), octets) == fits
 
 
 # -- reload and logs -----------------------------------------------------------------------------

@@ -4,6 +4,8 @@ Most handlers end in their first step.  That step is made here and now, in the n
 that is at hand, so `asyncio.timeout` and `asyncio.current_task` work in it as anywhere; only a
 coroutine that really waits goes on in that task.  It is what `asyncio.eager_task_factory` does
 from Python 3.12 on, without a new task each time.
+
+A policy may cancel every task there is.  What has not begun by then is ours, and begins.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from asyncio import CancelledError, Future, Task, get_running_loop
 from asyncio.tasks import _enter_task, _leave_task  # for task implementations: asyncio-extending
 from collections.abc import Coroutine, Generator
 from contextvars import Context, copy_context
-from typing import Any, TypeAlias, final
+from inspect import CORO_CREATED, getcoroutinestate
+from typing import Any, TypeAlias, cast, final
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +29,31 @@ Job: TypeAlias = Coroutine[Any, Any, None]
 
 
 @final
+class ShieldedStart(Task[None]):
+    """A task that cannot be cancelled before its first step, which would be its last.
+
+    It can while the loop stands still: at the end of the loop nothing may begin.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel what has begun; False where nothing is cancelled."""
+        begun = getcoroutinestate(cast("Job", self.get_coro())) != CORO_CREATED
+        return (begun or not self.get_loop().is_running()) and super().cancel(msg)
+
+
+@final
 class Eager:
     """Runs coroutines whose exceptions nobody awaits: they are logged."""
 
     __slots__ = ("_loop", "_spare", "_tasks")
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
+        """Make tasks to spare; they are ready in the loop's next turn."""
         self._loop = get_running_loop()
         self._spare: list[_Carrier] = []
         self._tasks: set[Task[None]] = set()  # the loop itself holds them weakly
+        for _ in range(spare):
+            self._keep(_Carrier(self._spare).start(self._loop))
 
     def run(self, job: Job) -> None:
         """Run a coroutine up to its first wait; what is left of it goes on by itself.
@@ -44,8 +63,8 @@ class Eager:
         """
         carrier = self._spare.pop() if self._spare else None
         if carrier is None or not carrier.waits:
-            task = self._keep(self._loop.create_task(_logged(job)))
-            task.add_done_callback(lambda _: job.close())  # it may end before it has begun
+            task = self._keep(ShieldedStart(_logged(job), loop=self._loop))
+            task.add_done_callback(lambda _: job.close())  # it may end without having begun
             if not self._spare:
                 self._keep(_Carrier(self._spare).start(self._loop))
             return

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"content", "mime", "message"},
     {"state", "policy"},
     {"chain", "question", "engine"},
-    {"adapter", "outcome", "lint", "listen"},
+    {"adapter", "outcome", "lint", "listen", "server"},
     {"config"},
     {"workers", "gateway", "testing", "contract", "pytest_plugin"},
     {"cli", "__main__"},

@@ -23,6 +23,12 @@ from mailgate_milter.wire import CONTINUE, PROGRESS, Command, Decoder, Packet, W
 
 log = logging.getLogger(__name__)
 
+NEGOTIATION = 30.0
+"""Seconds that a peer has for its OPTNEG: what connects and is silent is no MTA."""
+
+STALLED = 30.0
+"""Seconds after which a peer that does not read its answers is given up."""
+
 PROGRESS_EVERY = 5.0
 """Seconds between two signs of life; Sendmail waits 10 s for a packet by default."""
 
@@ -42,6 +48,11 @@ _NOTHING: Iterator[Packet] = iter(())
 _MACRO, _HEADER = int(Command.MACRO), int(Command.HEADER)
 
 
+def tick(idle_timeout: float) -> float:
+    """Return the seconds between two looks at which connections are overdue."""
+    return max(min(idle_timeout, NEGOTIATION) / 10, 0.05)
+
+
 class Host(Protocol):
     """What a connection needs of the server that it belongs to."""
 
@@ -49,6 +60,7 @@ class Host(Protocol):
     engine: Engine
     eager: Eager
     patience: float
+    idle_timeout: float
 
     def agree(self, offer: bytes) -> tuple[Chain, Plan]: ...
     def welcome(self, connection: Connection) -> None: ...
@@ -79,10 +91,10 @@ class Connection(asyncio.Protocol):
         "_reads",
         "_room",
         "_session",
+        "_stalled",
         "_transport",
         "_unsent",
         "last",
-        "stalled",
     )
 
     _transport: asyncio.Transport
@@ -107,22 +119,23 @@ class Connection(asyncio.Protocol):
         self._progress: asyncio.TimerHandle | None = None
         self._ended = self._quit = self._gone = False
         self.last = 0.0  # when something was read, in the loop's time
-        self.stalled = 0.0  # since when the MTA does not read, 0 where it does
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether a handler is at work for it."""
-        return self._busy
+        self._stalled = 0.0  # since when the MTA does not read, 0 where it does
 
     @property
     def idle(self) -> bool:
-        """Tell whether no message is under way either."""
+        """Tell whether neither a handler is at work for it nor a message under way."""
         return not self._busy and (self._session is None or self._session.idle)
 
-    @property
-    def negotiated(self) -> bool:
-        """Tell whether the peer has said anything that a milter's peer says."""
-        return self._plan is not None
+    def overdue(self, now: float) -> str | None:
+        """Return why the MTA has to be given up: it is silent, or does not read."""
+        if self._stalled and now - self._stalled > STALLED:
+            return f"its answers were not read for {STALLED:g} s"
+        limit = self._host.idle_timeout
+        if self._plan is None:
+            limit = min(limit, NEGOTIATION)
+        if not self._busy and now - self.last > limit:
+            return f"nothing was said for {limit:g} s"
+        return None
 
     def close(self, reason: str) -> None:
         """Close the connection: whoever speaks at the other end takes that for a failure."""
@@ -170,11 +183,11 @@ class Connection(asyncio.Protocol):
             self._host.eager.run(self._go_on(None))
 
     def pause_writing(self) -> None:
-        self.stalled = self._host.loop.time()
+        self._stalled = self._host.loop.time()
         self._mind_room()
 
     def resume_writing(self) -> None:
-        self.stalled = 0.0
+        self._stalled = 0.0
         self._mind_room()
         self._go()
 
@@ -185,7 +198,7 @@ class Connection(asyncio.Protocol):
 
     def _mind_room(self) -> None:
         """Read only while the MTA reads, too, and not too much is waiting."""
-        reads = not self.stalled and self._backlog <= BACKLOG
+        reads = not self._stalled and self._backlog <= BACKLOG
         if reads != self._reads and not self._gone:
             self._reads = reads
             if reads:
@@ -298,7 +311,7 @@ class Connection(asyncio.Protocol):
     async def _make_room(self) -> None:
         """Send what is answered, and wait where the MTA does not read it."""
         self._flush()
-        while self.stalled and not self._gone:
+        while self._stalled and not self._gone:
             self._room = self._host.loop.create_future()
             try:
                 await self._room

@@ -83,13 +83,7 @@ async def for_ever() -> None:
 
 async def ready(spare: int = 1) -> Eager:
     """Return one that has tasks to spare."""
-    eager = Eager()
-
-    def warm_up() -> None:
-        for _ in range(spare):
-            eager.run(nothing())
-
-    await called(warm_up)
+    eager = Eager(spare)
     await turns()
     return eager
 

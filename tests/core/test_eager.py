@@ -50,7 +50,7 @@ async def test_what_does_not_wait_has_run_when_run_returns() -> None:
 
 @in_each_loop
 async def test_without_a_task_to_spare_it_runs_soon() -> None:
-    eager, ran = Eager(), list[str]()
+    eager, ran = Eager(0), list[str]()
 
     async def job() -> None:
         ran.append("ran")
@@ -60,6 +60,22 @@ async def test_without_a_task_to_spare_it_runs_soon() -> None:
     await called(eager.run, job())
     await turns()
     assert ran == ["ran", "went on"]
+
+
+@in_each_loop
+async def test_there_are_tasks_to_spare_from_the_start() -> None:
+    eager, ran = Eager(), list[int]()
+
+    async def job(number: int) -> None:
+        ran.append(number)
+        await for_ever()
+
+    def run() -> list[int]:
+        for number in range(SPARE):
+            eager.run(job(number))
+        return [*ran]
+
+    assert await called(run) == [*range(SPARE)]
 
 
 @in_each_loop
@@ -315,7 +331,7 @@ def test_what_is_raised_is_logged_and_ends_nothing_else(
         ran.append("went on")
 
     async def whole() -> None:
-        for eager, waits in ((Eager(), 0), (await ready(), 0), (await ready(), 1)):
+        for eager, waits in ((Eager(0), 0), (await ready(), 0), (await ready(), 1)):
             await called(eager.run, fails(waits))
             await turns()
             await called(eager.run, goes_on())

@@ -160,6 +160,52 @@ async def test_one_that_was_cancelled_may_still_wait() -> None:
     assert seen == ["went on"]
 
 
+@in_each_loop
+async def test_one_that_has_not_begun_cannot_be_cancelled() -> None:
+    """A policy may cancel every task there is, and a connection would wait for its job for ever."""
+    eager, ran = Eager(0), list[int]()
+
+    async def job(number: int) -> None:
+        ran.append(number)
+        await asyncio.sleep(0)
+        ran.append(number)
+
+    def run() -> None:
+        for number in range(3):
+            eager.run(job(number))
+        for _ in range(2):
+            for task in asyncio.all_tasks():
+                if task is not whole:
+                    task.cancel()
+
+    whole = this_task()
+    await called(run)
+    await turns()
+    assert sorted(ran) == [0, 0, 1, 1, 2, 2]
+    await called(eager.run, job(3))
+    await turns()
+    assert ran[-2:] == [3, 3]
+
+
+@in_each_loop
+async def test_one_that_has_just_begun_can_be_cancelled() -> None:
+    eager, seen = Eager(0), list[str]()
+
+    async def job() -> None:
+        seen.append("began")
+        try:
+            await for_ever()
+        finally:
+            seen.append("cancelled")
+
+    await called(eager.run, job())
+    await turns()
+    for task in others():
+        task.cancel()
+    await turns()
+    assert seen == ["began", "cancelled"]
+
+
 # -- the end of the loop -------------------------------------------------------------------------
 
 
@@ -170,22 +216,22 @@ async def test_tasks_to_spare_end_with_the_loop() -> None:
     await end(others())
 
 
-@in_each_loop
-async def test_those_that_have_not_begun_end_with_the_loop() -> None:
-    eager, whole, ran = Eager(), this_task(), list[str]()
+@pytest.mark.parametrize("loop", LOOPS)
+def test_those_that_have_not_begun_end_with_the_loop(
+    loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
 
     async def job() -> None:
         ran.append("ran")
 
-    def run() -> set[asyncio.Task[Any]]:
-        eager.run(job())
-        tasks = asyncio.all_tasks() - {whole}
-        for task in tasks:
-            task.cancel()
-        return tasks
+    async def make() -> Eager:
+        return Eager(0)
 
-    await end(await called(run))
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(make()).run(job())
     assert ran == []
+    assert caplog.records == []
 
 
 @in_each_loop

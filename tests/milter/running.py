@@ -21,6 +21,7 @@ from mailgate.chain import Defaults, Loaded
 from mailgate.engine import Engine
 from mailgate.limits import Limits
 from mailgate.policy import Policy
+from mailgate_milter.connection import Connection
 from mailgate_milter.negotiate import CAPABILITIES
 from mailgate_milter.server import Server
 
@@ -127,9 +128,17 @@ class Running:
         port: int = self._listening.getsockname()[1]
         return port
 
+    @property
+    def connection(self) -> Connection:
+        """The connection, where there is one only."""
+        (ours,) = self.server.connections
+        assert isinstance(ours, Connection)
+        return ours
+
     async def serve(self) -> None:
         """Listen, and watch the connections."""
-        serving = asyncio.create_task(self.server.serve([self._listening]))
+        listeners = [(self._listening, self.server.connection)]
+        serving = asyncio.create_task(self.server.serve(listeners))
         for _ in range(3):
             await asyncio.sleep(0)
         self._before = asyncio.all_tasks()

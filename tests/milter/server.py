@@ -41,10 +41,10 @@ class MilterServer(ABC):
 
 @final
 class PostfixServer(MilterServer):
-    """Postfix as the mail server; a bare CR, which the contract's messages have, may stay."""
+    """Postfix as the mail server."""
 
     def mta(self, open_channel: Callable[[], Awaitable[Channel]], client: Client) -> Mta:
-        return Postfix(open_channel, client, replaces_stray_cr=False)
+        return Postfix(open_channel, client)
 
 
 @final

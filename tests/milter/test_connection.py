@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from mailgate import Address, Event, Message, Policy, Reject, Session
+from mailgate import Address, Event, Message, Policy, Reject, Session, server
 from mailgate.chain import Defaults
 from mailgate.limits import Limits
-from mailgate_milter import connection, server
+from mailgate_milter import connection
 from mailgate_milter.wire import (
     CONTINUE,
     PROGRESS,
@@ -202,7 +202,7 @@ async def test_the_end_of_a_message_has_its_own_time() -> None:
 
 @in_loop
 async def test_one_that_never_negotiates_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "NEGOTIATION", 0.1)
+    monkeypatch.setattr(connection, "NEGOTIATION", 0.1)
     async with serving(slow(0.0)) as running:
         peer, agreed = await running.open(), await negotiated(running)
         await peer.until_ended()
@@ -214,7 +214,7 @@ async def test_one_that_never_negotiates_is_closed(monkeypatch: pytest.MonkeyPat
 async def test_one_that_negotiates_an_octet_at_a_time_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "NEGOTIATION", 0.2)
+    monkeypatch.setattr(connection, "NEGOTIATION", 0.2)
     async with serving(slow(0.0)) as running:
         peer = await running.open()
         for octet in OFFER * 10:
@@ -254,8 +254,8 @@ async def test_one_that_waits_for_an_answer_is_not_idle() -> None:
 
 @in_loop
 async def test_one_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALLED", 0.1)
-    monkeypatch.setattr(server, "NEGOTIATION", 1.0)
+    monkeypatch.setattr(connection, "STALLED", 0.1)
+    monkeypatch.setattr(connection, "NEGOTIATION", 1.0)
     policy = Policy()
 
     @policy.message
@@ -289,8 +289,7 @@ async def test_what_comes_while_a_handler_waits_is_bounded() -> None:
         peer.send(ENVELOPE + header(b"Subject", b" x") + packet(Command.EOH) + body + EOM)
         for _ in range(50):
             await asyncio.sleep(0.001)
-        (ours,) = running.server.connections
-        assert ours._backlog < 2 * connection.BACKLOG
+        assert running.connection._backlog < 2 * connection.BACKLOG
         go.set()
         assert codes(await said(peer, 1)) == [Response.CONTINUE]
         assert sum(pieces) == 6_400_000
@@ -377,12 +376,12 @@ async def test_nobody_is_let_in_at_the_end(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @in_loop
-async def test_a_message_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DRAIN", 0.1)
+async def test_a_message_that_does_not_end_is_given_up() -> None:
     async with serving(slow(0.0)) as running:
         busy = await negotiated(running)
         busy.send(ENVELOPE)
         await asyncio.sleep(0.02)
+        running.server.drain_timeout = 0.1
         await running.server.drain()
         await busy.until_ended()
 
@@ -418,8 +417,7 @@ async def test_an_answer_is_not_held_back_on_tcp() -> None:
         peer = await running.open_tcp()
         peer.send(OFFER)
         await said(peer, 1)
-        (ours,) = running.server.connections
-        sock = ours._transport.get_extra_info("socket")
+        sock = running.connection._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         peer.close()
 
@@ -435,7 +433,7 @@ async def test_edits_and_answer_are_one_write(monkeypatch: pytest.MonkeyPatch) -
 
     async with serving(policy) as running:
         peer = await negotiated(running)
-        (ours,) = running.server.connections
+        ours = running.connection
 
         class Watched:
             def write(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from mailgate import Message, Policy
-from mailgate_milter import server
+from mailgate_milter import connection
 from mailgate_milter.wire import Command, Response, parse_negotiated
 from tests.core.asking import in_loop
 from tests.hostile.cases import (
@@ -292,7 +292,7 @@ async def test_a_line_end_in_a_field_makes_no_other_field() -> None:
 
 @in_loop
 async def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALLED", 0.3)
+    monkeypatch.setattr(connection, "STALLED", 0.3)
     async with beside_a_neighbour(idle_timeout=1.0) as running:
         peer = Peer(await running.open())
         await peer.play(steps(CASES["MIL-059"]))

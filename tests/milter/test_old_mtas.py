@@ -1,4 +1,4 @@
-"""The contract with MTAs that offer less: version 2 to 4, or version 6 without its bits."""
+"""The contract with MTAs of old: version 2 to 4, version 6 without its bits, lines with bare CRs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import final
 import pytest
 
 from mailgate.chain import Defaults, Loaded
-from mailgate.contract import CASES, Case, check
+from mailgate.contract import CASES, Case, Delivery, Mail, check
+from mailgate.contract.case import PLAIN
+from mailgate.message import Message
+from mailgate.policy import Policy
 from mailgate_milter.negotiate import CAPABILITIES
 from mailgate_milter.wire import Offer
 from tests.milter.mta import Channel, Client, Mta
@@ -67,3 +70,37 @@ def test_the_outcome_is_the_same_or_the_mta_is_refused(case: Case, offer: str, k
         assert not delivery.raw
     else:
         check(as_delivered(case), server, CAPABILITIES)
+
+
+# RFC 5321 2.3.8 forbids it; Postfix makes it a blank since January 2024, and passed it on before.
+BARE_CR = PLAIN.replace(b"last line", b"a bare \r inside\r\n\r\r\nlast line")
+
+
+def looks() -> Policy:
+    policy = Policy()
+
+    @policy.message
+    async def look(message: Message) -> None:
+        assert message.raw == BARE_CR
+
+    return policy
+
+
+def appends() -> Policy:
+    policy = Policy()
+
+    @policy.message
+    async def append(message: Message) -> None:
+        message.body += b"footer\r\n"
+
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["postfix", "sendmail"])
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize(("policy", "footer"), [(looks, b""), (appends, b"footer\r\n")])
+def test_a_bare_cr_in_a_line_stays(
+    policy: Callable[[], Policy], footer: bytes, offer: str, kind: str
+) -> None:
+    case = Case(policy.__name__, policy, Delivery(raw=BARE_CR + footer), Mail(raw=BARE_CR))
+    check(case, Old(kind, OFFERS[offer]), CAPABILITIES)

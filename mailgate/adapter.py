@@ -6,7 +6,7 @@ An adapter is a class that an installed distribution names in the entry-point gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeAlias, final
@@ -16,20 +16,6 @@ from mailgate.engine import Engine
 from mailgate.errors import ConfigError
 
 GROUP = "mailgate.adapters"
-
-FORTHCOMING: Mapping[str, frozenset[str]] = {
-    "smtp": frozenset(
-        {
-            *("change_sender", "change_recipient", "add_recipient", "remove_recipient"),
-            *("quarantine", "discard", "change_helo", "authenticate", "credentials"),
-            *("rdns", "tls", "auth", "params"),
-        }
-    ),
-}
-"""Protocols of the design that this version has no adapter for yet, to name in a refusal.
-
-An entry goes when its adapter comes.
-"""
 
 
 @final
@@ -57,6 +43,8 @@ class Adapter(Protocol):
     """Speaks one protocol to an `Engine`.
 
     ``Options`` is a frozen dataclass: the adapter's own table of the configuration.
+    ``capabilities`` of an instance may be fewer than those of its class, as its options say;
+    ``remedies`` has what to set for each of them, and for ``the stage NAME``.
     ``on_stdin`` says that it speaks on the standard streams: served only when it is named, and
     alone.  ``snippets`` has what `mailgate snippet` prints, by the name of the mail server; it
     may be empty.
@@ -65,7 +53,8 @@ class Adapter(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     on_stdin: ClassVar[bool]
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
+    remedies: Mapping[str, str]
     Options: ClassVar[type[Any]]
     snippets: ClassVar[Mapping[str, Snippet]]
 
@@ -74,11 +63,11 @@ class Adapter(Protocol):
     def claim(self) -> None:
         """Take what the protocol needs, before policy code is imported."""
 
-    def descriptors(self) -> Sequence[int]:
+    def descriptors(self) -> Mapping[int, str]:
         """Return the listening sockets that were claimed, which worker processes can share.
 
-        A worker gets them by ``listen = ["fd:3", ...]``.  Empty where there can be only one
-        process.
+        Each has the address by which a worker takes it over in its ``listen``: ``fd:5``, with
+        what the protocol writes before it.  Empty where there can be only one process.
         """
 
     def release(self) -> None:
@@ -89,6 +78,12 @@ class Adapter(Protocol):
 
     def accepts(self, interest: Interest) -> str | None:
         """Return why a reload with another interest is refused, or None."""
+
+    def refresh(self) -> None:
+        """Read the files anew that the options name, such as certificates: at a reload.
+
+        ConfigError where one cannot be used; then what was read before stays.
+        """
 
     async def drain(self) -> None:
         """Take nothing new, finish what is under way, and have `serve` return: at SIGTERM.
@@ -130,10 +125,4 @@ def able(missing: Unmet) -> str:
     known = installed()
     handler = missing.handler
     now = [n for n, adapter in known.items() if lacking(handler, adapter.capabilities) is None]
-    needs = set(missing.needs)
-    later = [name for name, can in FORTHCOMING.items() if name not in known and needs <= can]
-    said = [f"{', '.join(now)} can"] if now else []
-    if later:
-        are = "it is" if len(later) == 1 else "they are"
-        said.append(f"{', '.join(later)} will, {are} not in this version")
-    return "; ".join(said) or "no protocol can"
+    return f"{', '.join(now)} can" if now else "no protocol can"

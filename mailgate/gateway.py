@@ -18,6 +18,7 @@ from mailgate.adapter import Adapter
 from mailgate.chain import Chain, Loaded, Unmet, unmet
 from mailgate.config import Config, load_all, shown
 from mailgate.deadline import stay
+from mailgate.eager import ShieldedStart
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
 from mailgate.logs import trouble
@@ -29,20 +30,27 @@ log = logging.getLogger(__name__)
 GRACE = 1.0
 """Seconds that the tasks of handlers have to end when the process does."""
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
-def refusal(missing: Unmet, protocol: str) -> ConfigError:
-    """Return why a protocol cannot run a handler: where it stands, and who could."""
+
+def refusal(missing: Unmet, protocol: type[Adapter] | Adapter) -> ConfigError:
+    """Return why a protocol cannot run a handler: where it stands, and what or who could."""
     handler = missing.handler
-    who = adapters.able(missing)
+    found = [protocol.remedies[need] for need in missing.needs if need in protocol.remedies]
+    remedy = f": {found[0]}" if found else f" ({adapters.able(missing)})"
     return ConfigError(
-        f"{missing}; {protocol} cannot ({who})", file=shown(handler.file), line=handler.line
+        f"{missing}; {protocol.name} cannot{remedy}", file=shown(handler.file), line=handler.line
     )
 
 
-def check(policies: Sequence[Loaded], protocol: type[Adapter]) -> None:
+def check(policies: Sequence[Loaded], protocol: type[Adapter] | Adapter) -> None:
     """Raise ConfigError for the first handler that a protocol cannot serve."""
     for missing in unmet(policies, protocol.capabilities):
-        raise refusal(missing, protocol.name)
+        raise refusal(missing, protocol)
+
+
+class _Told(SystemExit):
+    """A signal has told the process to end before anything was served."""
 
 
 @final
@@ -55,7 +63,7 @@ class _Service:
 
     def begin(self, config: Config, policies: Sequence[Loaded]) -> None:
         """Make the engine."""
-        capabilities = self.protocol.capabilities
+        capabilities = self.adapter.capabilities
         self.engine = Engine(
             policies, capabilities, defaults=config.defaults, limits=config.limits
         )
@@ -66,11 +74,12 @@ class _Service:
         Its own table has to be right too, for the next start.
         """
         config.options(self.protocol.name, self.protocol.Options)
-        check(policies, self.protocol)
-        chain = Chain(policies, self.protocol.capabilities, config.defaults)
+        check(policies, self.adapter)
+        chain = Chain(policies, self.adapter.capabilities, config.defaults)
         reason = self.adapter.accepts(chain.interest)
         if reason is not None:
             raise ConfigError(reason)
+        self.adapter.refresh()
         return chain
 
 
@@ -91,17 +100,25 @@ class Gateway:
         self._fixed = Config()  # as it was at start
         self._services: list[_Service] = []
         self._lifeline: int | None = None  # of a worker
+        self._told = ""  # the signal that came before anything was served
+        self._interruptible = False
 
     def run(self) -> bool:
         """Serve until the protocols end.  Raises ConfigError before it does, never later.
 
         False where a handler did not end when it was told to: the process has to be left then.
         """
-        config, policies = self._begin()
+        try:
+            config, policies = self._begin()
+        except _Told:
+            log.warning("%s", self._told)
+            return True
         runner = asyncio.Runner(loop_factory=_loop_factory())
         loop = runner.get_loop()
         try:
             _run(loop, loop.create_task(self._serve(config, policies)))
+        except _Told:
+            log.warning("%s", self._told)
         finally:
             ended = _end_tasks(loop)
             if ended:
@@ -113,24 +130,54 @@ class Gateway:
         if hasattr(sys.stdout, "reconfigure"):  # what policies print is seen at once, in the log
             sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload before there is anything to
+        before = {number: signal.signal(number, self._tell) for number in _ENDING}
         lifeline = os.environ.pop(LIFELINE, "")  # not for policies, nor for what they start
         if lifeline:
             self._lifeline = int(lifeline)
             os.set_inheritable(self._lifeline, False)
-        config = self._configure()
-        self._fixed = config
-        self._services = [_Service(name, config) for name in self._names(config)]
         try:
+            config = self._configure()
+            self._fixed = config
+            self._services = [_Service(name, config) for name in self._names(config)]
             for service in self._services:
                 service.adapter.claim()  # before any policy code is imported
-            policies = load_all(config.policies)
-            for service in self._services:
-                check(policies, service.protocol)
+            policies = self._load(config)
         except BaseException:
-            for service in self._services:
-                service.adapter.release()
+            self._release()
+            for number, handler in before.items():
+                signal.signal(number, handler)
             raise
         return config, policies
+
+    def _load(self, config: Config) -> list[Loaded]:
+        """Load the policies; a signal ends that, whatever a policy makes of it."""
+        self._interruptible = True
+        try:
+            self._leave_if_told()
+            policies = load_all(config.policies)
+            for service in self._services:
+                check(policies, service.adapter)
+        except ConfigError:
+            self._leave_if_told()
+            raise
+        finally:
+            self._interruptible = False
+        self._leave_if_told()
+        return policies
+
+    def _tell(self, number: int, frame: object) -> None:
+        """Hear a signal as long as no loop does."""
+        self._told = signal.Signals(number).name
+        if self._interruptible:
+            raise _Told
+
+    def _leave_if_told(self) -> None:
+        if self._told:
+            raise _Told
+
+    def _release(self) -> None:
+        for service in self._services:
+            service.adapter.release()
 
     def run_workers(self, argv: Sequence[str], policies: Sequence[str], number: int) -> int:
         """Serve in worker processes, and return the exit status.  Raises as `run`.
@@ -139,21 +186,30 @@ class Gateway:
         that it is to take over.
         The policies are loaded here too: what is wrong with them is told once.
         """
-        self._begin()
+        try:
+            self._begin()
+            try:
+                return self._keep_workers(argv, policies, number)
+            finally:
+                self._interruptible = False
+                self._release()
+        except _Told:
+            log.warning("%s", self._told)
+            return 0
+
+    def _keep_workers(self, argv: Sequence[str], policies: Sequence[str], number: int) -> int:
+        self._interruptible = True  # until the loop of the workers hears signals
+        self._leave_if_told()
         (service,) = self._services
         descriptors = service.adapter.descriptors()
         if not descriptors:
-            service.adapter.release()
             raise ConfigError(f"{service.protocol.name} has one process only: leave --workers out")
-        listen = [word for fd in descriptors for word in ("--listen", f"fd:{fd}")]
-        try:
-            log.info("%d workers", number)
-            workers = Workers(
-                [*argv, *listen, "--", *policies], descriptors, number, service.adapter.release
-            )
-            return asyncio.run(workers.run())
-        finally:
-            service.adapter.release()
+        listen = [word for address in descriptors.values() for word in ("--listen", address)]
+        log.info("%d workers", number)
+        workers = Workers(
+            [*argv, *listen, "--", *policies], [*descriptors], number, service.adapter.release
+        )
+        return asyncio.run(workers.run())
 
     def _names(self, config: Config) -> list[str]:
         """Return the protocols to serve; those on stdin want to be named, and are alone there."""
@@ -174,12 +230,12 @@ class Gateway:
         watchdog.start()
         try:
             async with self._resources:
-                await self._enter(policies)
+                await self._prepare(policies)
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGHUP, self._hang_up)
                 # The parent of a worker has it wait until now.
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in _ENDING:
                     loop.add_signal_handler(number, self._drain, number.name)
                 self._watch_parent(loop)
                 gc.collect()
@@ -192,19 +248,36 @@ class Gateway:
 
     async def _serve_all(self) -> None:
         """Serve every protocol; where one fails, that is the end of all."""
-        loop = asyncio.get_running_loop()
-        serving = [loop.create_task(s.adapter.serve(s.engine)) for s in self._services]
-        waiting: set[asyncio.Task[None]] = set(serving)
+        serving = [ShieldedStart(s.adapter.serve(s.engine)) for s in self._services]
+        waiting = set(serving)
         while waiting and not any(_failed(task) for task in serving):
-            try:
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                await stay()  # a policy may cancel every task there is
+            waiting = await _still_waiting(waiting)
         if waiting:
             await self._drain_all()
-            await asyncio.wait(waiting)
+        while waiting:
+            waiting = await _still_waiting(waiting)
         for task in serving:
             task.result()
+
+    async def _prepare(self, policies: Sequence[Loaded]) -> None:
+        """Enter the resources; where one fails or a signal comes, nothing is served."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def give_up(signal_name: str) -> None:
+            self._told = signal_name
+            if task is not None:
+                task.cancel()
+
+        for number in _ENDING:
+            loop.add_signal_handler(number, give_up, number.name)
+        try:
+            self._leave_if_told()
+            await self._enter(policies)
+            self._leave_if_told()
+        except BaseException:
+            self._release()
+            self._leave_if_told()
+            raise
 
     async def _enter(self, policies: Sequence[Loaded]) -> None:
         for loaded in policies:
@@ -222,10 +295,15 @@ class Gateway:
         """Have the adapters end at SIGTERM; they are asked once at a time."""
         log.warning("%s", signal_name)
         if self._draining is None or self._draining.done():
-            self._draining = asyncio.get_running_loop().create_task(self._drain_all())
+            self._draining = ShieldedStart(self._drain_all(), loop=asyncio.get_running_loop())
 
     async def _drain_all(self) -> None:
-        await asyncio.gather(*(service.adapter.drain() for service in self._services))
+        draining = [ShieldedStart(service.adapter.drain()) for service in self._services]
+        waiting = set(draining)
+        while waiting:
+            waiting = await _still_waiting(waiting)
+        for task in draining:
+            task.result()
 
     def _tell_unread(self, config: Config) -> None:
         """Say which tables are read at start only, and have changed."""
@@ -251,7 +329,7 @@ class Gateway:
     def _hang_up(self) -> None:
         """Reload at SIGHUP, once at a time."""
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+            self._reloading = ShieldedStart(self._reload(), loop=asyncio.get_running_loop())
 
     async def _reload(self) -> None:
         """Use the configuration as it is now; keep the old one where that is not possible."""
@@ -269,6 +347,16 @@ class Gateway:
                 service.engine.use(chain)
             self._tell_unread(config)
             log.info("reloaded: %s", ", ".join(loaded.name for loaded in policies))
+
+
+async def _still_waiting(tasks: set[ShieldedStart]) -> set[ShieldedStart]:
+    """Wait until one of them ends, and return the others; a policy may cancel every task."""
+    try:
+        _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await stay()
+        return tasks
+    return waiting
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

@@ -27,11 +27,11 @@ from mailgate import adapter as adapters
 from mailgate.address import Address
 from mailgate.chain import (
     KNOWN_VERBS,
-    UNKNOWN_VERBS,
     Capabilities,
     Defaults,
     Loaded,
     answerable,
+    shows_all,
     unmet,
 )
 from mailgate.content import PIECE, Body
@@ -315,7 +315,7 @@ class Mta:
         here = self._capabilities.get(Stage.COMMAND, frozenset())
         if answerable(frozenset({verb}), here):
             return await self._conversation.command(verb, argument)
-        if UNKNOWN_VERBS not in here:
+        if shows_all(here):
             await self._conversation.observe(verb, argument)
         return None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 from mailgate import listen
 from mailgate.chain import Interest
@@ -28,6 +28,7 @@ class MilterAdapter:
     summary = "Postfix, Sendmail and others, the milter protocol on a socket"
     on_stdin = False
     capabilities = CAPABILITIES
+    remedies: ClassVar[Mapping[str, str]] = {}
     Options = MilterOptions
     snippets = SNIPPETS
 
@@ -42,9 +43,9 @@ class MilterAdapter:
         access = listen.Access(int(options.mode, 8), options.owner, options.group)
         self._sockets = listen.bind(options.addresses, access)
 
-    def descriptors(self) -> Sequence[int]:
-        """Return the listening sockets."""
-        return [each.fileno() for each in self._sockets]
+    def descriptors(self) -> Mapping[int, str]:
+        """Return the listening sockets, and how a worker takes each of them over."""
+        return {each.fileno(): f"fd:{each.fileno()}" for each in self._sockets}
 
     def release(self) -> None:
         """Stop listening, and take the socket files away."""
@@ -59,13 +60,16 @@ class MilterAdapter:
         )
         log.info("milter on %s", ", ".join(map(listen.name_of, self._sockets)))
         try:
-            await self._server.serve(self._sockets)
+            await self._server.serve([(each, self._server.connection) for each in self._sockets])
         finally:
             self.release()
 
     def accepts(self, interest: Interest) -> str | None:
         """Take any other policies: a new connection is a new negotiation."""
         return None
+
+    def refresh(self) -> None:
+        """Do nothing: the options name no file."""
 
     async def drain(self) -> None:
         """Take no new connections, let messages under way end, then end."""

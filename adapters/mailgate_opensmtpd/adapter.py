@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -42,6 +42,7 @@ class OpenSMTPDAdapter:
     summary = "OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout"
     on_stdin = True
     capabilities = CAPABILITIES
+    remedies: ClassVar[Mapping[str, str]] = {}
     Options = FilterOptions
     snippets: ClassVar[Mapping[str, Snippet]] = {}
 
@@ -75,9 +76,9 @@ class OpenSMTPDAdapter:
         os.close(null)
         os.dup2(2, 1)
 
-    def descriptors(self) -> Sequence[int]:
+    def descriptors(self) -> Mapping[int, str]:
         """Return nothing: smtpd has one pair of pipes."""
-        return ()
+        return {}
 
     def release(self) -> None:
         """Keep what there is: the process ends."""
@@ -103,6 +104,9 @@ class OpenSMTPDAdapter:
             return None
         names = ", ".join(sorted(missing))
         return f"{names} not registered when smtpd started: restart smtpd"
+
+    def refresh(self) -> None:
+        """Do nothing: the options name no file."""
 
     async def drain(self) -> None:
         """Do nothing: the end is end of file, and smtpd would end with us before it."""

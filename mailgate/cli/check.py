@@ -9,17 +9,18 @@ from collections.abc import Sequence
 import click
 
 from mailgate import adapter as adapters
+from mailgate.adapter import Adapter
 from mailgate.chain import (
-    UNKNOWN_VERBS,
     Capabilities,
     Chain,
     Defaults,
     Loaded,
     answerable,
+    shows_all,
     unmet,
 )
 from mailgate.cli import options
-from mailgate.config import load_all
+from mailgate.config import Config, load_all
 from mailgate.gateway import refusal
 from mailgate.lint import undeclared
 from mailgate.policy import Handler
@@ -44,9 +45,8 @@ def command(
     config = options.load_config(config_file, policy, pairs)
     names = [options.known_protocol(name) for name in protocol] or adapters.names()
     policies = load_all(config.policies)
-    for name in names:
-        config.options(name, adapters.load(name).Options)
-    verdicts = {name: _problems(policies, name) for name in names}
+    protocols = {name: _as_set_up(config, name) for name in names}
+    verdicts = {name: _problems(policies, protocol) for name, protocol in protocols.items()}
     rows = [(loaded.name, handler) for loaded in policies for handler in loaded.policy.handlers]
     if as_json:
         click.echo(json.dumps(_report(policies, verdicts), indent=2))
@@ -56,11 +56,15 @@ def command(
     sys.exit(1 if failed else 0)
 
 
-def _problems(policies: Sequence[Loaded], name: str) -> list[str]:
-    return [
-        str(refusal(missing, name))
-        for missing in unmet(policies, adapters.load(name).capabilities)
-    ]
+def _as_set_up(config: Config, name: str) -> Adapter:
+    """Return an adapter with the options of the configuration, which may leave things out."""
+    protocol = adapters.load(name)
+    return protocol(config.options(name, protocol.Options))
+
+
+def _problems(policies: Sequence[Loaded], protocol: Adapter) -> list[str]:
+    missing = unmet(policies, protocol.capabilities)
+    return [str(refusal(each, protocol)) for each in missing]
 
 
 def _plan(policies: Sequence[Loaded], name: str) -> str:
@@ -82,7 +86,7 @@ def _silent(handler: Handler, capabilities: Capabilities) -> str:
         return handler.stage
     if handler.stage is not Stage.COMMAND:
         return ""
-    if UNKNOWN_VERBS not in here and not handler.answers:
+    if shows_all(here) and not handler.answers:
         return ""
     if not handler.verbs:
         return "command (known verbs)"

@@ -12,7 +12,6 @@ import click
 
 from mailgate import adapter as adapters
 from mailgate import config as configuration
-from mailgate import listen as listen_on
 from mailgate import settings
 from mailgate.config import Config, Use
 from mailgate.errors import ConfigError
@@ -87,27 +86,51 @@ def listen(function: Function) -> Function:
     )(function)
 
 
-def listening(config: Config, name: str, addresses: Sequence[str]) -> Config:
-    """Return a configuration whose protocol listens on other addresses than its table says."""
-    if not addresses:
-        return config
+def upstream(function: Function) -> Function:
+    """Add --upstream."""
+    return option(
+        "-u",
+        "--upstream",
+        "upstreams",
+        metavar="URL",
+        multiple=True,
+        help="Pass mail on to smtp://HOST:PORT or others.",
+    )(function)
+
+
+def placed(
+    config: Config, name: str, addresses: Sequence[str], upstreams: Sequence[str]
+) -> Config:
+    """Return a configuration whose protocol has other addresses than its table says."""
+    given = {"listen": addresses, "upstream": upstreams}
     kind = adapters.load(name).Options
-    if not _listens(kind):
-        others = [n for n, adapter in adapters.installed().items() if _listens(adapter.Options)]
-        remedy = f"; --listen is for {', '.join(others)}" if others else ""
-        raise click.UsageError(f"{name} listens on no address{remedy}")
-    config.options(name, kind)  # what is wrong in the file is told as the file's
-    for address in addresses:
+    for key, values in given.items():
+        if not values:
+            continue
+        if not _has(kind, key):
+            others = [n for n, a in adapters.installed().items() if _has(a.Options, key)]
+            remedy = f"; --{key} is for {', '.join(others)}" if others else ""
+            raise click.UsageError(f"{name} has no {_MEANS[key]}{remedy}")
+        config.options(name, kind)  # what is wrong in the file is told as the file's
+        table = {**config.adapters.get(name, {}), key: [*values]}
+        config = replace(config, adapters={**config.adapters, name: table})
         try:
-            listen_on.parse(address)
+            config.options(name, kind)
         except ConfigError as error:
-            raise click.UsageError(f"--listen: {error.message}") from None
-    table = {**config.adapters.get(name, {}), "listen": [*addresses]}
-    return replace(config, adapters={**config.adapters, name: table})
+            raise click.UsageError(f"--{key}: {_plain(error.message, name)}") from None
+    return config
 
 
-def _listens(kind: type[Any]) -> bool:
-    return any(field.name == "listen" for field in fields(kind))
+_MEANS = {"listen": "address to listen on", "upstream": "server to pass mail on to"}
+
+
+def _plain(message: str, name: str) -> str:
+    """Return what is wrong with a value, without the table that it is not written in."""
+    return message.removeprefix(f"[{name}]: ")
+
+
+def _has(kind: type[Any], key: str) -> bool:
+    return any(field.name == key for field in fields(kind))
 
 
 def load_config(

@@ -21,6 +21,7 @@ from mailgate.gateway import Gateway
 @options.policies
 @options.protocol(multiple=False, text="The protocol to speak; see mailgate protocols.")
 @options.listen
+@options.upstream
 @options.option(
     "--workers", metavar="N|auto", default="1", help="Processes that share the work [1]."
 )
@@ -34,6 +35,7 @@ def command(
     config_file: str | None,
     pairs: tuple[str, ...],
     addresses: tuple[str, ...],
+    upstreams: tuple[str, ...],
     workers: str,
     log_level: str | None,
     log_format: str | None,
@@ -45,8 +47,9 @@ def command(
     table for; opensmtpd has to be named, and smtpd starts the command itself.
     """
     name = None if protocol is None else options.known_protocol(protocol)
-    if name is None and addresses:
-        raise click.UsageError("--listen goes with one protocol: name it with -p")
+    for flag, values in (("--listen", addresses), ("--upstream", upstreams)):
+        if name is None and values:
+            raise click.UsageError(f"{flag} goes with one protocol: name it with -p")
     number = _number_of(workers)
     if name is None and number > 1:
         raise click.UsageError("--workers goes with one protocol: name it with -p")
@@ -54,7 +57,7 @@ def command(
     def configure() -> Config:
         config = options.load_config(config_file, policy, pairs)
         if name is not None:
-            config = options.listening(config, name, addresses)
+            config = options.placed(config, name, addresses, upstreams)
         level = cast("logs.Level", log_level or config.log.level)
         format = cast("logs.Format", log_format or config.log.format)
         return replace(config, log=replace(config.log, level=level, format=format))
@@ -70,7 +73,10 @@ def command(
     try:
         with redirect_stdout(sys.stderr):  # what policies print goes where the log goes
             if number > 1:
-                argv = _worker(name, config_file, pairs, log_level, log_format)
+                verbose = click.get_current_context().obj["verbose"]
+                argv = _worker(
+                    name, config_file, pairs, upstreams, log_level, log_format, verbose=verbose
+                )
                 status = gateway.run_workers(argv, policy, number)
             else:
                 ended = gateway.run()
@@ -96,14 +102,19 @@ def _worker(
     name: str | None,
     config_file: str | None,
     pairs: Sequence[str],
+    upstreams: Sequence[str],
     log_level: str | None,
     log_format: str | None,
+    *,
+    verbose: bool,
 ) -> list[str]:
     """Return the command line of a worker, without POLICY and the sockets that it takes over."""
-    argv = [sys.executable, "-P", "-m", "mailgate", "run", "--workers", "1"]
+    argv = [sys.executable, "-P", "-m", "mailgate", *(["--verbose"] if verbose else [])]
+    argv += ["run", "--workers", "1"]
     given = (
         *(("--protocol", name), ("--config", config_file)),
         *(("--set", pair) for pair in pairs),
+        *(("--upstream", url) for url in upstreams),
         *(("--log-level", log_level), ("--log-format", log_format)),
     )
     argv += [word for option, value in given if value for word in (option, value)]

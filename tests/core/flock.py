@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +38,7 @@ class Dove:
     on_stdin = False
     snippets: ClassVar[Mapping[str, Snippet]] = {}
     capabilities: ClassVar[Capabilities] = {Stage.MAIL: frozenset()}
+    remedies: ClassVar[Mapping[str, str]] = {}
     Options = Perch
     script: ClassVar[Callable[[Dove], Awaitable[None]]] = staticmethod(nothing)
     engine: ClassVar[Engine]
@@ -52,8 +53,8 @@ class Dove:
             raise ConfigError(f"{self.name}: the perch is taken")
         HAPPENED.append(f"{self.name} claimed")
 
-    def descriptors(self) -> Sequence[int]:
-        return ()
+    def descriptors(self) -> Mapping[int, str]:
+        return {}
 
     def release(self) -> None:
         HAPPENED.append(f"{self.name} released")
@@ -72,6 +73,9 @@ class Dove:
 
     def accepts(self, interest: Interest) -> str | None:
         return type(self).reload_refused
+
+    def refresh(self) -> None:
+        HAPPENED.append(f"{self.name} refreshed")
 
     async def drain(self) -> None:
         HAPPENED.append(f"{self.name} drains")

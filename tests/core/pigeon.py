@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -34,6 +34,7 @@ class Pigeon:
     name = "pigeon"
     summary = "RFC 1149"
     on_stdin = False
+    remedies: ClassVar[Mapping[str, str]] = {}
     capabilities: ClassVar[Capabilities] = {
         Stage.CONNECT: frozenset(),
         **dict.fromkeys(MESSAGE_STAGES, frozenset({"tls", "quarantine"})),
@@ -43,6 +44,7 @@ class Pigeon:
     snippets: ClassVar[Mapping[str, Snippet]] = {}
     script: ClassVar[Callable[[Engine], Awaitable[None]]]
     reload_refused: ClassVar[str | None] = None
+    sockets: ClassVar[Mapping[int, str]] = {}
 
     drained: ClassVar[asyncio.Event]
 
@@ -52,8 +54,8 @@ class Pigeon:
     def claim(self) -> None:
         HAPPENED.append("claimed")
 
-    def descriptors(self) -> Sequence[int]:
-        return ()
+    def descriptors(self) -> Mapping[int, str]:
+        return type(self).sockets
 
     def release(self) -> None:
         HAPPENED.append("released")
@@ -66,6 +68,9 @@ class Pigeon:
 
     def accepts(self, interest: Interest) -> str | None:
         return self.reload_refused
+
+    def refresh(self) -> None:
+        HAPPENED.append("refreshed")
 
     async def drain(self) -> None:
         """Say that it was asked to; `script` ends by itself."""

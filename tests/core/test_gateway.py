@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -170,7 +171,7 @@ def test_a_resource_that_cannot_be_entered_is_one_line_and_the_others_are_left()
     write(source)
     with pytest.raises(ConfigError, match=r"policy gate: its resource .* SystemExit: no network"):
         serve(nothing)
-    assert HAPPENED[-2:] == ["left two", "left one"]
+    assert HAPPENED[-3:] == ["released", "left two", "left one"]
     assert "serves" not in HAPPENED
 
 
@@ -207,6 +208,29 @@ def test_one_that_cannot_share_its_sockets_has_no_workers() -> None:
     with pytest.raises(ConfigError, match=r"^pigeon has one process only: leave --workers out$"):
         gateway.run_workers([sys.executable], ["gate.py"], 2)
     assert HAPPENED[-1] == "released"
+
+
+WORKER = """
+import os, pathlib, sys
+for word in sys.argv:
+    if "fd:" in word:
+        os.fstat(int(word.rpartition(":")[2]))  # it is inherited
+pathlib.Path("told").write_text(" ".join(sys.argv[1:]))
+sys.exit(2)
+"""
+
+
+def test_workers_are_told_how_to_take_each_socket_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(GATE)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        first, second = ours.fileno(), theirs.fileno()
+        sockets = {first: f"fd:{first}", second: f"letters:fd:{second}"}
+        monkeypatch.setattr(Pigeon, "sockets", sockets)
+        argv = [sys.executable, "-c", WORKER]
+        assert Gateway("pigeon", configured).run_workers(argv, ["gate.py"], 1) == 2
+    listen = f"--listen fd:{first} --listen letters:fd:{second}"
+    assert Path("told").read_text() == f"{listen} -- gate.py"
 
 
 def test_what_a_policy_prints_is_seen_at_once(

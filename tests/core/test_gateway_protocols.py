@@ -227,6 +227,27 @@ def test_a_policy_that_cancels_every_task_ends_none() -> None:
     assert HAPPENED[-2:] == ["dove served", "owl served"]
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_policy_that_cancels_every_task_at_sigterm_keeps_none_from_draining(turns: int) -> None:
+    """A task that is cancelled before its first step ends: the signal would be lost."""
+
+    async def script(owl: Dove) -> None:
+        await leave(owl)
+        loop, ours = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancel(left: int) -> None:
+            for task in asyncio.all_tasks() - {ours}:
+                task.cancel()
+            if left:
+                loop.call_soon(cancel, left - 1)
+
+        loop.call_soon(cancel, turns)
+
+    assert serve(script)
+    assert HAPPENED[-4:-2] == ["dove drains", "owl drains"]
+    assert sorted(HAPPENED[-2:]) == ["dove served", "owl served"]
+
+
 # -- reload --------------------------------------------------------------------------------------
 
 

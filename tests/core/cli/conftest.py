@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("mailgate.config._imported", set[str]())
     monkeypatch.delenv("MAILGATE_CONFIG", raising=False)
+    # A thread that another test has left must not have `leave` end the whole run.
+    monkeypatch.setattr(os, "_exit", sys.exit)
     known = set(sys.modules)
     yield folder
     for name in set(sys.modules) - known:

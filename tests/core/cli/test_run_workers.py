@@ -261,6 +261,22 @@ def test_policies_and_what_they_start_inherit_nothing(start: Start, here: Path) 
     assert running.end() == 0
 
 
+@pytest.mark.parametrize("options", [["-v"], []])
+def test_a_worker_shows_tracebacks_where_it_is_to(
+    program: Command, here: Path, options: list[str]
+) -> None:
+    (here / "gate.py").write_text(
+        "from contextlib import asynccontextmanager\nfrom mailgate import Message, Policy\n\n"
+        "policy = Policy()\n\n@policy.mail\nasync def check(message: Message) -> None: ...\n\n"
+        "@asynccontextmanager\nasync def broken():\n    raise OSError('no network')\n    yield\n\n"
+        "policy.resource(broken())\n"
+    )
+    arguments = ("run", "-p", "milter", "--workers", "2", "-l", f"unix:{here}/s", "gate.py")
+    done = program(*options, *arguments)
+    assert done.status == 78
+    assert ("Traceback" in done.err) == bool(options)
+
+
 # -- policies ------------------------------------------------------------------------------------
 
 

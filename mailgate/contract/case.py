@@ -21,7 +21,7 @@ PLAIN = (
     b"first line \r\n"
     b".a dot, ..two, and caf\xe9 in Latin-1\r\n"
     b".\r\n"
-    b"\ttab and a bare \r inside\r\n"
+    b"\ta tab before it, and one\tinside\r\n"
     b"\r\n"
     b"last line\r\n"
 )

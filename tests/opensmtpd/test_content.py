@@ -9,9 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mailgate import Message, Policy, Reject
+from mailgate.contract import Case, Delivery, Mail, check
+from mailgate_opensmtpd.registration import CAPABILITIES
 from tests.opensmtpd.lines import Client, handshake
 from tests.opensmtpd.recorded import unstuff
 from tests.opensmtpd.running import converse, pieces
+from tests.opensmtpd.server import SmtpdServer
 
 CLIENT = Client("7641df9771b4ed00")
 TRACE = [  # what smtpd puts on top of every message
@@ -98,6 +101,27 @@ def test_messages_come_back(
 
     assert unstuff(back) == unstuff(given_lines)
     assert decision == b"proceed"
+
+
+@pytest.mark.parametrize("footer", [b"", b"footer\r\n"])
+def test_a_bare_cr_in_a_line_stays(footer: bytes) -> None:
+    """RFC 5321 2.3.8 forbids it, and smtpd passes it on."""
+    raw = b"Subject: a\r\n\r\na bare \r inside\r\n\r\r\nlast line\r\n"
+
+    def adds() -> Policy:
+        policy = Policy()
+
+        @policy.message
+        async def add(message: Message) -> None:
+            assert message.raw == raw
+            if footer:
+                message.body += footer
+
+        return policy
+
+    check(
+        Case("adds", adds, Delivery(raw=raw + footer), Mail(raw=raw)), SmtpdServer(), CAPABILITIES
+    )
 
 
 @pytest.mark.parametrize(("size", "count"), [(60_000, 100), (997, 12_000), (0, 100_000)])

@@ -2,6 +2,7 @@
 
 The OpenSMTPD oracle knows what smtpd does with a filter's lines (`opensmtpd/traces/README.md`,
 "Malformed answers"): most bad lines end the whole mail server, the others hang or break a session.
+The SMTP oracles know what RFC 5321 allows a server to say, and a client to send as content.
 """
 
 from __future__ import annotations
@@ -297,3 +298,55 @@ def check_opensmtpd_stdout(out: bytes, stdin: bytes) -> list[str]:
     oracle.asked(stdin)
     oracle.wrote(out)
     return oracle.ended()
+
+
+# -- SMTP ------------------------------------------------------------------------------------------
+
+LONGEST_REPLY_LINE = 512  # with its CRLF: RFC 5321 4.5.3.1.5
+
+_REPLY = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\0-\x1f\x7f]*))?")
+_STRAY = ((rb"\r(?!\n)", "a bare CR"), (rb"(?<!\r)\n", "a bare LF"), (rb"\0", "a NUL"))
+
+
+def check_smtp_replies(out: bytes) -> list[str]:
+    """Return the faults in everything that an SMTP server has said (RFC 5321 4.2)."""
+    faults: list[str] = []
+    *lines, rest = out.split(b"\r\n")
+    code = b""  # of the lines before, where the reply goes on
+    for number, line in enumerate(lines, 1):
+        found = _REPLY.fullmatch(line)
+        if found is None:
+            faults.append(f"line {number}: not a reply line: {line[:60]!r}")
+            continue
+        if len(line) + 2 > LONGEST_REPLY_LINE:
+            faults.append(f"line {number}: {len(line) + 2} octets with its CRLF")
+        if code and found[1] != code:
+            faults.append(f"line {number}: another code within a reply: {line[:60]!r}")
+        if not _is_utf8(line):
+            faults.append(f"line {number}: not UTF-8: {line[:60]!r}")
+        code = found[1] if found[2] == b"-" else b""
+    if code:
+        faults.append("the last reply has no end")
+    if rest:
+        faults.append(f"the last line has no CRLF: {rest[:60]!r}")
+    return faults
+
+
+def check_smtp_content(octets: bytes) -> list[str]:
+    """Return the faults in what was sent behind DATA, up to and with the end of data.
+
+    Another server might take a faulty one for two messages (RFC 5321 4.1.1.4).
+    """
+    faults = [stray for pattern, stray in _STRAY if re.search(pattern, octets)]
+    whole = b"\r\n" + octets
+    if whole.find(b"\r\n.\r\n") != len(whole) - 5:
+        faults.append("the end of data is not at the end, and there only")
+    return faults
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 HERE = Path(__file__).parent
-FILES = ("opensmtpd", "milter", "policy-output", "mime", "eai")
+FILES = ("smtp-in", "smtp-upstream", "opensmtpd", "milter", "policy-output", "mime", "eai")
 PIECE = 1 << 16
 VERDICTS = frozenset(
     {
         "ok",
         "reject",
+        "tempfail",
         "reject-or-normalise",
         "ignore",
         "answer-failure",
@@ -36,8 +37,8 @@ VERDICTS = frozenset(
     }
 )
 
-Kind: TypeAlias = Literal["close", "reset", "no_read", "read"]
-ACTS: tuple[Kind, ...] = ("close", "reset", "no_read", "read")
+Kind: TypeAlias = Literal["close", "half_close", "reset", "no_read", "read", "refuse"]
+ACTS: tuple[Kind, ...] = ("close", "half_close", "reset", "no_read", "read", "refuse")
 
 Part: TypeAlias = Mapping[str, Any]
 Preambles: TypeAlias = Mapping[str, Sequence[Part]]
@@ -89,6 +90,7 @@ class Case:
     expect: Mapping[str, Any]
     preambles: Preambles
     parts: Sequence[Part] = ()
+    script: Sequence[Mapping[str, Any]] = ()
     call: Mapping[str, Any] | None = None
     policy_source: str | None = None
     address: bytes | None = None
@@ -118,6 +120,7 @@ def _case(raw: Mapping[str, Any], protocol: str, preambles: Preambles) -> Case:
         expect=raw["expect"],
         preambles=preambles,
         parts=raw.get("input") or raw.get("rfc822") or (),
+        script=raw.get("script", ()),
         call=raw.get("call"),
         policy_source=raw.get("policy_source"),
         address=_address(raw),
@@ -157,6 +160,11 @@ def value(described: Any) -> Any:
 def steps(case: Case, piece: int = PIECE) -> Iterator[Step]:
     """Yield the writes and acts of a case; what repeats comes in writes of about `piece` bytes."""
     return _steps(case.parts, case.preambles, piece)
+
+
+def script(case: Case, piece: int = PIECE) -> list[tuple[str, list[Step]]]:
+    """Return what a scripted server does: for each row, what it comes after and what it is."""
+    return [(row["on"], list(_steps(row["send"], case.preambles, piece))) for row in case.script]
 
 
 def expand(case: Case, limit: int = 1 << 20) -> bytes:
@@ -285,10 +293,7 @@ _EXPANDERS: Mapping[str, Expander] = {
     "use": _use,
     "sync": _sync,
     "wait_ms": _wait,
-    "close": _act,
-    "reset": _act,
-    "no_read": _act,
-    "read": _act,
+    **dict.fromkeys(ACTS, _act),
 }
 
 

@@ -18,6 +18,7 @@ from tests.hostile.cases import (
     expand,
     fits,
     load,
+    script,
     steps,
     value,
 )
@@ -30,22 +31,25 @@ def case_of(*parts: dict[str, object]) -> Case:
 def test_every_case_is_known_by_an_id_of_its_own() -> None:
     ids = collections.Counter(case.id for case in load())
 
-    assert ids.total() == 85 + 89 + 122 + 56 + 59
+    assert ids.total() == 133 + 35 + 85 + 89 + 122 + 56 + 59
     assert set(ids.values()) == {1}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_case_has_an_input_and_a_known_verdict(name: str) -> None:
     for case in load(name):
-        inputs = (case.parts, case.call, case.policy_source, case.address, case.headers)
+        inputs = (
+            *(case.parts, case.script, case.call),
+            *(case.policy_source, case.address, case.headers),
+        )
         assert sum(bool(one) for one in inputs) == 1, case.id
         assert case.verdict in VERDICTS, case.id
 
 
-@pytest.mark.parametrize("case", load("opensmtpd", "milter", "mime"), ids=str)
+@pytest.mark.parametrize("case", load("smtp-in", "opensmtpd", "milter", "mime"), ids=str)
 def test_the_first_bytes_of_every_case_expand(case: Case) -> None:
     made = steps(case)
-    assert any(isinstance(step, Send) and step.data for step in made), case.id
+    assert any(isinstance(step, Wait) or (isinstance(step, Send) and step.data) for step in made)
 
 
 def test_parts_expand_in_order() -> None:
@@ -76,6 +80,7 @@ def test_acts_and_chunks_are_steps_of_their_own() -> None:
         {"sync": True},
         {"wait_ms": 50},
         {"no_read": True},
+        {"half_close": True},
         {"close": True},
         {"reset": True},
     )
@@ -86,8 +91,18 @@ def test_acts_and_chunks_are_steps_of_their_own() -> None:
         Sync(),
         Wait(0.05),
         Act("no_read"),
+        Act("half_close"),
         Act("close"),
         Act("reset"),
+    ]
+
+
+def test_a_script_says_what_comes_after_what() -> None:
+    case = next(case for case in load("smtp-upstream") if case.id == "UP-014")
+
+    assert script(case) == [
+        ("connect", [Send(b"220 up ESMTP\r\n")]),
+        ("EHLO", [Send(b"250-up\r\n250 SI"), Act("close")]),
     ]
 
 

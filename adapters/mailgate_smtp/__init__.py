@@ -1,0 +1,1 @@
+"""The SMTP and LMTP proxy: a policy in front of any mail server."""

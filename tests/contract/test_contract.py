@@ -10,10 +10,18 @@ from mailgate import adapter as adapters
 from mailgate.contract import CASES, Case, NotServed, Server, check
 from tests.milter.server import PostfixServer, SendmailServer
 from tests.opensmtpd.server import SmtpdServer
+from tests.smtp.server import (
+    ChunkingServer,
+    LateServer,
+    LmtpServer,
+    ProxyServer,
+    StreamingServer,
+)
 
 SERVERS: dict[str, Sequence[type[Server]]] = {
     "milter": (PostfixServer, SendmailServer),
     "opensmtpd": (SmtpdServer,),
+    "smtp": (ProxyServer, LmtpServer, ChunkingServer, LateServer, StreamingServer),
 }
 
 REFUSED: dict[str, dict[str, str]] = {
@@ -25,6 +33,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "message_quarantined": "hold needs quarantine",
         "everything_edited_at_once": ("edit needs add_recipient, change_sender, remove_recipient"),
     },
+    "smtp": {},
 }
 """Cases that a protocol cannot serve, and has to refuse at start-up."""
 

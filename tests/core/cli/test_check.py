@@ -49,14 +49,15 @@ def test_the_plan(command: Command, gate: Path) -> None:
         ["gate", "headers", "mark", "thread", "edits"],
         ["milter", "ok", "replies: rcpt, headers", "content: headers"],
         ["opensmtpd", "ok", "replies: rcpt, headers", "content: headers"],
+        ["smtp", "ok", "replies: rcpt, headers", "content: headers"],
     ]
 
 
 @pytest.mark.usefixtures("outgoing")
 def test_what_stands_against_it(command: Command) -> None:
     done = command("check", "outgoing.py")
-    assert done.status == 1
-    *handlers, hint, milter, opensmtpd = done.lines
+    assert done.status == 0
+    *handlers, hint, milter, opensmtpd, smtp = done.lines
     assert rows(handlers) == [
         ["outgoing", "connect", "look", "thread", "observes"],
         ["outgoing", "helo", "sees", "async", "observes"],
@@ -71,12 +72,14 @@ def test_what_stands_against_it(command: Command) -> None:
         "it fails whenever it is asked; declare needs={'add_recipient'}"
     )
     assert milter == (
-        "milter       no    outgoing.py:12: quiet needs NOOP, QUIT; milter cannot (opensmtpd can)"
+        "milter       no    outgoing.py:12: quiet needs NOOP, QUIT; "
+        "milter cannot (opensmtpd, smtp can)"
     )
     assert opensmtpd.startswith(
         "opensmtpd    no    outgoing.py:15: rewrite needs change_sender (in mail only); "
-        "opensmtpd cannot (milter can"
+        "opensmtpd cannot (milter, smtp can"
     )
+    assert smtp.startswith("smtp         ok    replies: message, command")
 
 
 @pytest.mark.usefixtures("outgoing")
@@ -101,6 +104,7 @@ def test_one_protocol_is_enough_unless_it_is_named(
         ["milter", "ok"],
         ["opensmtpd", "ok"],
         ["pigeon", "no"],
+        ["smtp", "ok"],
     ]
     assert command("check", "changes.py", "-p", "opensmtpd").status == 0
     assert command("check", "changes.py", "-p", "pigeon").status == 1
@@ -150,22 +154,25 @@ def test_verbs_that_a_protocol_does_not_show_will_stay_silent(
     (here / "commands.py").write_text(COMMANDS)
     done = command("check", "commands.py")
     assert done.status == 0
-    milter, opensmtpd = rows(done.lines[-2:])
+    milter, opensmtpd, smtp = rows(done.lines[-3:])
     assert milter[-1] == "silent: auth, command ETRN, command NOOP RSET, command (known verbs)"
     assert opensmtpd[-1] == "silent: command ETRN XYZZY"
+    assert "silent" not in smtp[-1]
 
 
-def test_unknown_verbs_can_be_answered_on_milter_only(command: Command, here: Path) -> None:
+def test_unknown_verbs_cannot_be_answered_everywhere(command: Command, here: Path) -> None:
     (here / "commands.py").write_text(
         COMMANDS.replace('"ETRN", "XYZZY", optional=True', '"xyzzy"')
     )
     done = command("check", "commands.py")
     assert done.status == 0
-    milter, opensmtpd = done.lines[-2:]
+    milter, opensmtpd, smtp = done.lines[-3:]
     assert milter.split()[:2] == ["milter", "ok"]
     assert opensmtpd == (
-        "opensmtpd    no    commands.py:9: answers needs XYZZY; opensmtpd cannot (milter can)"
+        "opensmtpd    no    commands.py:9: answers needs XYZZY; "
+        "opensmtpd cannot (milter, smtp can)"
     )
+    assert smtp.split()[:2] == ["smtp", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +181,8 @@ def test_unknown_verbs_can_be_answered_on_milter_only(command: Command, here: Pa
         ("[opensmtpd]\nlong_lines = 'fold'", "[opensmtpd]: key 'long_lines' must be 'reject' or"),
         ("[milter]\nmta = 'exim'", "[milter]: key 'mta' must be 'postfix' or 'sendmail'"),
         ("[milter]\nmode = '0999'", "[milter]: 'mode' must be octal digits such as"),
+        ("[smtp]\nupstream = 'mx'", "[smtp]: upstream 'mx': write smtp://HOST:PORT, "),
+        ("[smtp.limits]\nline = 'all'", "[smtp]: key 'limits.line' must be a whole number"),
     ],
 )
 def test_a_protocols_table_is_checked_too(
@@ -188,7 +197,7 @@ def test_a_protocols_table_is_checked_too(
 @pytest.mark.usefixtures("outgoing")
 def test_json(command: Command, here: Path) -> None:
     done = command("check", "outgoing.py", "--json")
-    assert done.status == 1
+    assert done.status == 0
     report = json.loads(done.out)
     (policy,) = report["policies"]
     assert policy["name"] == "outgoing"
@@ -211,5 +220,8 @@ def test_json(command: Command, here: Path) -> None:
     assert "rewrite needs change_sender" in problem
     assert report["protocols"]["milter"] == {
         "ok": False,
-        "problems": ["outgoing.py:12: quiet needs NOOP, QUIT; milter cannot (opensmtpd can)"],
+        "problems": [
+            "outgoing.py:12: quiet needs NOOP, QUIT; milter cannot (opensmtpd, smtp can)"
+        ],
     }
+    assert report["protocols"]["smtp"] == {"ok": True, "problems": []}

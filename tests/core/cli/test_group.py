@@ -82,12 +82,12 @@ def test_a_word_that_is_no_command(shell: Command, word: str, said: str) -> None
 # -- exit statuses (sysexits(3)) -----------------------------------------------------------------
 
 CANNOT = """
-from mailgate import Attempt, Authenticated, Policy, Session
+from mailgate import Policy, Reject, Session
 
 policy = Policy()
 
-@policy.auth(needs={"authenticate"})
-async def logs_in(session: Session, attempt: Attempt) -> Authenticated | None: ...
+@policy.connect(needs={"auth"})
+async def too_early(session: Session) -> Reject | None: ...
 """
 
 
@@ -201,4 +201,4 @@ def completed(words: str) -> list[str]:
 def test_a_shell_can_complete() -> None:
     assert completed("mailgate ") == [*COMMANDS]
     assert completed("mailgate check -p open") == ["opensmtpd"]
-    assert completed("mailgate check -p ") == ["milter", "opensmtpd"]
+    assert completed("mailgate check -p ") == ["milter", "opensmtpd", "smtp"]

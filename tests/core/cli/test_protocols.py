@@ -33,19 +33,20 @@ def column(done: Done, protocol: str) -> dict[str, str]:
 
 def test_each_protocol_is_said_and_heads_a_column(command: Command) -> None:
     done = command("protocols")
-    assert done.lines[:3] == [
+    assert done.lines[:4] == [
         "milter: Postfix, Sendmail and others, the milter protocol on a socket",
         "opensmtpd: OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout",
+        "smtp: any mail server, as an SMTP or LMTP proxy in front of it",
         "",
     ]
-    assert done.lines[3].split() == ["can", "milter", "opensmtpd"]
-    assert {len(cells) for cells in table(done.lines).values()} == {2}
+    assert done.lines[4].split() == ["can", "milter", "opensmtpd", "smtp"]
+    assert {len(cells) for cells in table(done.lines).values()} == {3}
 
 
 def test_a_terminal_shows_the_head_once() -> None:
-    lines = plain(on_terminal("-m", "mailgate", "protocols")).splitlines()
+    lines = plain(on_terminal("-m", "mailgate", "protocols", COLUMNS="100")).splitlines()
     assert [line.split() for line in lines if line.startswith("can ")] == [
-        ["can", "milter", "opensmtpd"]
+        ["can", "milter", "opensmtpd", "smtp"]
     ]
 
 
@@ -78,6 +79,21 @@ def test_the_column_of_opensmtpd(command: Command) -> None:
         assert can[fact] == "yes"
     assert can["@policy.rcpt"] == can["@policy.message"] == "yes"
     assert can["@policy.command"] == "NOOP QUIT RSET"
+
+
+def test_the_column_of_smtp(command: Command) -> None:
+    """A proxy speaks for both sides: it can do what any of the others can, and log clients in."""
+    protocols = command("protocols")
+    can, others = column(protocols, "smtp"), ("milter", "opensmtpd")
+    assert can["authenticate"] == "yes"
+    assert can["change_helo"] == "in helo"
+    assert can["@policy.command"] == "ETRN EXPN HELP NOOP QUIT RSET VRFY, unknown verbs"
+    assert {"yes"} == {
+        can[what]
+        for other in others
+        for what, cell in column(protocols, other).items()
+        if cell == "yes"
+    }
 
 
 def test_a_third_partys_protocol_is_a_column(

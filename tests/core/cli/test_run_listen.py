@@ -63,7 +63,7 @@ def test_a_protocol_without_addresses_says_so(shell: Command, gate: Path) -> Non
     done = shell("run", "-p", "opensmtpd", "-l", "127.0.0.1:8891", "gate.py")
     assert done.status == 2
     assert done.err.startswith(
-        "mailgate run: opensmtpd listens on no address; --listen is for milter"
+        "mailgate run: opensmtpd has no address to listen on; --listen is for milter, smtp"
     )
 
 
@@ -73,7 +73,7 @@ def test_so_does_one_of_a_third_party(
     install(tmp_path, monkeypatch)
     done = shell("run", "-p", "pigeon", "-l", "127.0.0.1:8891", "gate.py")
     assert done.status == 2
-    assert "pigeon listens on no address" in done.err
+    assert "pigeon has no address to listen on; --listen is for milter, smtp" in done.err
 
 
 def test_what_is_no_address_is_one_line(program: Command, gate: Path) -> None:

@@ -32,7 +32,7 @@ def test_the_trace(command: Command, gate: Path) -> None:
     assert [line.split()[0] for line in done.lines] == [
         *("connect", "mail", "rcpt", "headers", "+", "accepted", "runs")
     ]
-    assert done.lines[-2:] == ["accepted  250, 1 recipient", "runs on   milter, opensmtpd"]
+    assert done.lines[-2:] == ["accepted  250, 1 recipient", "runs on   milter, opensmtpd, smtp"]
 
 
 def test_where_it_could_not_run_is_said(command: Command, here: Path) -> None:
@@ -42,18 +42,18 @@ def test_where_it_could_not_run_is_said(command: Command, here: Path) -> None:
     )
     done = command("test", "copies.py")
     assert done.status == 0
-    assert done.lines[-1] == "runs on   milter"
+    assert done.lines[-1] == "runs on   milter, smtp"
     assert command("test", "copies.py", "-p", "milter").status == 0
     with pytest.raises(
         ConfigError,
-        match=r"^copies\.py:4: copies needs add_recipient; opensmtpd cannot \(milter can",
+        match=r"^copies\.py:4: copies needs add_recipient; opensmtpd cannot \(milter, smtp can",
     ):
         command("test", "copies.py", "-p", "opensmtpd")
-    (here / "logs_in.py").write_text(
+    (here / "too_early.py").write_text(
         "from mailgate import Policy\npolicy = Policy()\n\n"
-        "@policy.auth(needs={'authenticate'})\nasync def logs_in(session, attempt): ...\n"
+        "@policy.connect(needs={'auth'})\nasync def too_early(session): ...\n"
     )
-    done = command("test", "logs_in.py")
+    done = command("test", "too_early.py")
     assert done.status == 0
     assert done.lines[-1] == "runs on   no installed protocol; see mailgate check"
 

@@ -1,4 +1,4 @@
-"""A blocking SMTP client that sends the bytes it is given and shows each reply.
+"""A blocking SMTP and LMTP client that sends the bytes it is given and shows each reply.
 
 smtplib mends line ends, raises on refusals and hides the text of a reply; a test wants to
 see all three.
@@ -38,14 +38,14 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """One SMTP connection to a port on loopback.
+    """One connection to a port on loopback, or to a unix socket.
 
     The banner is read at once and kept. Each reply is checked against the grammar of
     RFC 5321, and to be the only one: octets that arrive before the next command are an error.
     """
 
-    def __init__(self, port: int, timeout: float = 30) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout)
+    def __init__(self, place: int | Path, timeout: float = 30) -> None:
+        self._socket = _connected(place, timeout)
         self._timeout = timeout
         self._received = b""
         try:
@@ -104,6 +104,10 @@ class Client:
     def ehlo(self, name: str = "client.example.org") -> Reply:
         """Greet the server."""
         return self.command(f"EHLO {name}")
+
+    def lhlo(self, name: str = "client.example.org") -> Reply:
+        """Greet the server as LMTP wants it: RFC 2033 4.1."""
+        return self.command(f"LHLO {name}")
 
     def starttls(self, certificate: Path, name: str) -> Reply:
         """Ask for TLS; begin it if the server agrees, with the host of this name.
@@ -213,6 +217,15 @@ class Client:
             self._received += piece
         line, _, self._received = self._received.partition(b"\n")
         return line + b"\n"
+
+
+def _connected(place: int | Path, timeout: float) -> socket.socket:
+    if isinstance(place, int):
+        return socket.create_connection(("127.0.0.1", place), timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    connection.connect(str(place))
+    return connection
 
 
 def send(

@@ -18,14 +18,14 @@ class Certificate(NamedTuple):
 
 
 def self_signed(folder: Path, name: str) -> Certificate:
-    """Make a certificate for the host of this name."""
+    """Make a certificate for the host of this name, and for loopback."""
     if shutil.which("openssl") is None:
         debian.install("openssl")
     made = Certificate(folder / "certificate.pem", folder / "key.pem")
     debian.run(
         *("openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"),
         *("-pkeyopt", "ec_paramgen_curve:prime256v1"),
-        *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+        *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"),
         *("-keyout", str(made.key), "-out", str(made.certificate)),
     )
     return made

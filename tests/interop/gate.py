@@ -1,20 +1,25 @@
-"""`mailgate run -p milter` as a process of its own, as a service manager runs it."""
+"""`mailgate run` as a process of its own, as a service manager runs it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from tests.interop.installation import Installation
 from tests.interop.processes import eventually, listening, listening_at
 
+Value: TypeAlias = "str | float | list[str] | Mapping[str, Value]"
+Table: TypeAlias = Mapping[str, Value]
+
 # The mail servers run as users of their own.
-_SOCKET = '[milter]\nmode = "0666"\n'
+_SOCKET: Table = {"mode": "0666"}
 
 _START = 15.0  # seconds until it must listen
 _STOP = 15.0  # seconds until it must be gone
@@ -23,8 +28,9 @@ _STOP = 15.0  # seconds until it must be gone
 class Gate:
     """A running mailgate that listens at an address: ``unix:/path`` or ``127.0.0.1:port``.
 
-    ``configuration`` is the text of its mailgate.toml; ``milter`` has further lines of the
-    protocol's own table.
+    With the protocol `smtp` what is spoken there may stand before it, as in ``lmtp:unix:/path``.
+    ``configuration`` is the text of its mailgate.toml; ``table`` is the protocol's own table.
+    ``settings`` are those of the only policy.
     """
 
     def __init__(
@@ -32,19 +38,21 @@ class Gate:
         mailgate: Installation,
         address: str,
         *policies: str,
+        protocol: str = "milter",
         configuration: str = "",
-        milter: str = "",
-        **settings: str,
+        table: Table | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="gate.", dir=mailgate.program.parents[2]))
         file = folder / "mailgate.toml"
-        file.write_text(f"{configuration}\n{_SOCKET}{milter}\n")
+        options = _toml({protocol: {**_SOCKET, **(table or {})}})
+        file.write_text(f"{options}\n{configuration}\n")
         self._address = address
         self._log = folder / "log"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *mailgate.command("milter", *policies, **settings),
+                    *mailgate.command(protocol, *policies, **(settings or {})),
                     *("--listen", address, "--config", str(file)),
                 ],
                 cwd=folder,
@@ -73,6 +81,11 @@ class Gate:
         """The id of the process."""
         return self._process.pid
 
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on."""
+        return int(self._address.rpartition(":")[2])
+
     def alive(self) -> bool:
         """Tell whether it runs."""
         return self._process.poll() is None
@@ -80,7 +93,8 @@ class Gate:
     def listens(self) -> bool:
         """Tell whether something listens at its address, without connecting to it."""
         scheme, _, place = self._address.rpartition(":")
-        return listening_at(Path(place)) if scheme == "unix" else listening(int(place))
+        unix = scheme.endswith("unix")
+        return listening_at(Path(place)) if unix else listening(int(place))
 
     def log(self) -> str:
         """Return what it has logged so far."""
@@ -108,3 +122,14 @@ class Gate:
         """End it at once, as a crash does."""
         self._process.kill()
         self._process.wait()
+
+
+def _toml(table: Table) -> str:
+    """Return a table as TOML: its tables have a line each, and those in it stand in that line."""
+    return "\n".join(f"{name} = {_written(value)}" for name, value in table.items())
+
+
+def _written(value: Value) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{name} = {_written(each)}' for name, each in value.items())} }}"
+    return json.dumps(value)

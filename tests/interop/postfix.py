@@ -1,4 +1,4 @@
-"""Debian's Postfix, run privately on a loopback port with a milter.
+"""Debian's Postfix, run privately on loopback ports with a milter or before a filter.
 
 Its configuration can name every folder and user, so it needs no namespace: the package is
 unpacked aside and run from there.
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.interop import debian
+from tests.interop.processes import free_port
 from tests.interop.relay import HOST, Queued, Relay
 
 # Accounts that every Debian has and nothing else uses stand in for postfix and postdrop. Postfix
@@ -28,7 +29,6 @@ _QUEUES = (
 
 # service, type, private, unprivileged, chroot, wakeup, maxproc, command: see master(5)
 _MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
 pickup   unix  n - n 60    1 pickup
 cleanup  unix  n - n -     0 cleanup
 qmgr     unix  n - n 300   1 qmgr
@@ -59,17 +59,25 @@ def unpacked(folder: Path) -> Path:
 
 
 class Postfix(Relay):
-    """A running Postfix that asks a milter about SMTP and about local mail.
+    """A running Postfix, which asks a milter about SMTP and about local mail where there is one.
 
-    ``settings`` are further lines of main.cf, ``sasl`` is a folder with SASL's configuration.
-    Without an answer of the milter a message is deferred.
+    ``milter`` is an address as mailgate takes it: ``unix:/path`` or ``127.0.0.1:port``. It need
+    not listen: without its answer a message is deferred. ``settings`` are further lines of
+    main.cf, ``sasl`` is a folder with SASL's configuration.
     """
 
     def __init__(
-        self, tree: Path, work: Path, milter: str, *, sasl: Path | None = None, **settings: str
+        self,
+        tree: Path,
+        work: Path,
+        milter: str | None = None,
+        *,
+        sasl: Path | None = None,
+        **settings: str,
     ) -> None:
-        super().__init__(work, milter)
+        super().__init__(work)
         self._tree = tree
+        self._milter = milter
         self._sasl = sasl
         self._libraries = tree / "usr/lib/postfix"
         self._settings = settings
@@ -105,11 +113,15 @@ class Postfix(Relay):
         main = configuration / "main.cf"
         main.write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
         os.utime(main, (0, 0))  # Postfix waits where it is younger than two seconds
-        (configuration / "master.cf").write_text(_MASTER.format(port=self.port))
+        (configuration / "master.cf").write_text("\n".join((*self._smtpds(), _MASTER)))
         if self._sasl is not None:  # Debian's Postfix looks nowhere else
             (configuration / "sasl").symlink_to(self._sasl)
         (configuration / "dynamicmaps.cf").touch()
         (configuration / "postfix-files").touch()
+
+    def _smtpds(self) -> Iterator[str]:
+        """Return the lines of master.cf for what listens."""
+        yield f"127.0.0.1:{self.port} inet n - n - - smtpd"
 
     def _main(self) -> Iterator[tuple[str, str]]:
         """Return the settings of main.cf: see postconf(5)."""
@@ -129,7 +141,9 @@ class Postfix(Relay):
         yield "default_database_type", "hash"
         for name in ("alias_maps", "alias_database", "local_recipient_maps"):
             yield name, ""
-        milter = self.milter if self.milter.startswith("unix:") else f"inet:{self.milter}"
+        if self._milter is None:
+            return
+        milter = self._milter if self._milter.startswith("unix:") else f"inet:{self._milter}"
         yield "smtpd_milters", milter
         yield "non_smtpd_milters", milter
         yield "milter_default_action", "tempfail"
@@ -172,3 +186,27 @@ class Postfix(Relay):
             stdout=subprocess.PIPE,
             timeout=30,
         ).stdout.decode()
+
+
+class BeforeQueue(Postfix):
+    """A running Postfix that has a filter look at mail before it is in the queue.
+
+    Its first smtpd, at ``port``, passes SMTP on to ``filter``, which gives it back to the
+    second, at ``back``: see SMTPD_PROXY_README. The second one believes what a local client says
+    with XFORWARD and XCLIENT, and alone refuses the recipient unknown@example.test.
+    """
+
+    def __init__(self, tree: Path, work: Path, filter: str, **settings: str) -> None:
+        super().__init__(tree, work, sasl=None, **settings)
+        self.back = free_port()
+        self._filter = filter
+
+    def _smtpds(self) -> Iterator[str]:
+        """Return the lines of master.cf for what listens."""
+        for line in super()._smtpds():
+            yield f"{line} -o smtpd_proxy_filter={self._filter}"
+        yield f"127.0.0.1:{self.back} inet n - n - - smtpd -o syslog_name=postfix/back"
+        for name in ("smtpd_authorized_xforward_hosts", "smtpd_authorized_xclient_hosts"):
+            yield f"  -o {name}=127.0.0.0/8"
+        table = "inline:{{unknown@example.test = 550 5.1.1 not behind}}"
+        yield f"  -o {{smtpd_recipient_restrictions = check_recipient_access {table}}}"

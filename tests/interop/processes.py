@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+_PORTS = iter(random.sample(range(16_384, 32_768), 16_384))  # Linux hands out those above
 
 
 class Process(NamedTuple):
@@ -75,10 +79,14 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a loopback port that nothing listens on, another one at each call.
+
+    It is below those that the kernel hands out, so nobody else gets it by chance meanwhile.
+    """
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def listening(port: int) -> bool:

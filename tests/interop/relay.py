@@ -1,28 +1,20 @@
-"""A mail server that asks a milter and relays what it takes: what Postfix and Sendmail share.
+"""A mail server that relays what it takes: what Postfix, Sendmail and Exim share.
 
-Each runs in a work folder of its own, on a port of its own, and delivers to a `Sink` of its own.
+Each runs on a port of its own, and delivers to a `Sink` of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
-import subprocess
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from tests.interop.processes import eventually, free_port, listening, working_in
+from tests.interop.processes import eventually, free_port, listening
+from tests.interop.server import Server
 from tests.interop.sink import Sink, Taken
 
 HOST = "mta.example.org"
-
-_START = 30.0  # seconds until the port must listen
-_STOP = 15.0  # seconds until all processes must be gone
 
 # The field that the relay itself puts on top; a milter may put its own above that one.
 _RECEIVED = re.compile(
@@ -41,94 +33,37 @@ class Queued(NamedTuple):
     held: bool
 
 
-class Relay(ABC):
-    """A running mail server in front of a sink, with a milter behind it.
+class Relay(Server):
+    """A running mail server in front of a sink."""
 
-    ``milter`` is an address as mailgate takes it: ``unix:/path`` or ``127.0.0.1:port``. The
-    milter need not be there: without it every message is answered "try again later".
-    """
-
-    def __init__(self, work: Path, milter: str) -> None:
-        self.milter = milter
+    def __init__(self, work: Path) -> None:
+        super().__init__(work)
         self.port = free_port()
         self.sink = Sink()
-        self._work = work
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        left = self.stop()
-        assert not left, f"processes that outlived their mail server: {left}"
+    @property
+    def url(self) -> str:
+        """The address as an upstream of mailgate."""
+        return f"smtp://127.0.0.1:{self.port}"
 
     @abstractmethod
     def queue(self) -> list[Queued]:
         """Return the messages that are in the queue."""
 
-    @abstractmethod
-    def log(self) -> str:
-        """Return what the server has logged so far."""
-
-    @abstractmethod
-    def _prepare(self) -> None:
-        """Fill the work folder."""
-
-    @abstractmethod
-    def _command(self) -> Sequence[str]:
-        """Return the command that runs the server in the foreground."""
-
-    @abstractmethod
-    def _environment(self) -> Mapping[str, str]:
-        """Return the environment of that command."""
-
     def start(self) -> None:
-        """Start the server and wait until it listens."""
-        self._work.chmod(0o755)
-        self._prepare()
+        """Start the sink and the server, and wait until that listens."""
         self.sink.start()
-        with open(self._work / "output", "wb") as output:
-            self._process = subprocess.Popen(
-                self._command(),
-                cwd=self._work,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self._environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                umask=0o022,
-            )
-        up = eventually(lambda: listening(self.port) or not self.alive(), _START)
-        if not up or not self.alive():
-            self.stop()
-            said = (self._work / "output").read_text(errors="replace")
-            raise AssertionError(f"{self._command()[0]} did not start:\n{said}{self.log()}")
+        super().start()
 
     def stop(self) -> list[int]:
-        """End the server; return the processes that outlived it and had to be killed.
-
-        The first one is told, and has to tell the others.
-        """
-        assert self._process is not None
-        self._process.terminate()
-        eventually(lambda: not working_in(self._work), _STOP)
-        left = working_in(self._work)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        """End the server; return the processes that outlived it and had to be killed."""
+        left = super().stop()
         self.sink.stop()
         return left
 
-    def alive(self) -> bool:
-        """Tell whether the server runs."""
-        return self._process is not None and self._process.poll() is None
+    def listens(self) -> bool:
+        """Tell whether it listens, without connecting to it."""
+        return listening(self.port)
 
     def arrived(self, count: int, timeout: float = 15) -> list[Taken]:
         """Wait until the sink has this many messages; return them without the relay's trace.
@@ -137,15 +72,19 @@ class Relay(ABC):
         """
         taken = self.sink.wait(count, timeout)
         assert len(taken) == count, f"{len(taken)} messages, not {count}:\n{self.log()[-4000:]}"
-        return [m._replace(content=_untraced(m.content)) for m in taken]
+        return [m._replace(content=untraced(m.content)) for m in taken]
+
+    def forget(self) -> None:
+        """Forget the messages that have arrived so far."""
+        self.sink.forget()
 
     def idle(self, timeout: float = 15) -> bool:
         """Wait until the queue holds nothing but held messages; return whether it came to."""
         return eventually(lambda: all(message.held for message in self.queue()), timeout)
 
 
-def _untraced(content: bytes) -> bytes:
-    """Return a message without the field that the relay has put into it."""
+def untraced(content: bytes) -> bytes:
+    """Return a message without the first field that a relay has put into it."""
     rest, fields = _RECEIVED.subn(b"", content, count=1)
     assert fields == 1, content[:600]
     return rest

@@ -70,15 +70,16 @@ def unpacked(folder: Path) -> Trees:
 
 
 class Sendmail(Relay):
-    """A running Sendmail that asks a milter.
+    """A running Sendmail that asks a milter at ``unix:/path`` or ``127.0.0.1:port``.
 
     ``settings`` are further lines of the m4 source. Without an answer of the milter a message is
     deferred; Sendmail waits for each for 10 s, its default.
     """
 
     def __init__(self, trees: Trees, work: Path, milter: str, *settings: str) -> None:
-        super().__init__(work, milter)
+        super().__init__(work)
         self._trees = trees
+        self._milter = milter
         self._settings = settings
 
     def queue(self) -> list[Queued]:
@@ -122,7 +123,7 @@ class Sendmail(Relay):
             "work": str(self._work),
             "port": str(self.port),
             "sink": str(self.sink.port),
-            "milter": _socket(self.milter),
+            "milter": _socket(self._milter),
             "settings": "\n".join(self._settings),
         }
         return re.sub("@([a-z]+)@", lambda name: values[name[1]], _CONFIGURATION)

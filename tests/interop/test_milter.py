@@ -1,7 +1,7 @@
 """What a policy decides and edits arrives at the client and at the next mail server.
 
 Everything here goes through Postfix and through Sendmail. Edits of header and body are in
-`test_milter_same`, with the servers that cannot do more.
+`test_same`, with the servers that cannot do more.
 """
 
 from __future__ import annotations

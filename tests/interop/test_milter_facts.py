@@ -14,7 +14,7 @@ import pytest
 
 from tests.interop.client import Client, Reply, send
 from tests.interop.conftest import Run, available, folder_in
-from tests.interop.credentials import Certificate, self_signed, users
+from tests.interop.credentials import Certificate, users
 from tests.interop.mail import letter
 from tests.interop.postfix import Postfix
 from tests.interop.processes import free_port
@@ -28,12 +28,6 @@ LETTER = letter(b"hello\r\n")
 def address() -> str:
     """Give a TCP address: the other modules use a unix socket."""
     return f"127.0.0.1:{free_port()}"
-
-
-@pytest.fixture(scope="module")
-def certificate(scratch: Path) -> Certificate:
-    """Make a certificate of the mail servers."""
-    return available(lambda folder: self_signed(folder, HOST), scratch)
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,8 @@ def slow_letters(
     )
     sendmail = Sendmail(sendmail_packages, folder_in(scratch, "sendmail."), address)
     with ExitStack() as stack:
-        stack.enter_context(
-            Gate(mailgate, address, "patient", seconds=str(PATIENCE), before=str(BEFORE))
-        )
+        settings = {"seconds": str(PATIENCE), "before": str(BEFORE)}
+        stack.enter_context(Gate(mailgate, address, "patient", settings=settings))
         servers = [stack.enter_context(server) for server in (postfix, sendmail)]
         clients = stack.enter_context(ThreadPoolExecutor(len(servers)))
         yield [

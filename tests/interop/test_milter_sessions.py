@@ -236,7 +236,7 @@ def test_messages_above_the_limit_are_refused(relay: Relay, run: Run) -> None:
 
 
 def test_an_answer_comes_before_sendmail_stops_waiting(sendmail: Sendmail, run: Run) -> None:
-    run("hesitant", milter='mta = "sendmail"')
+    run("hesitant", table={"mta": "sendmail"})
     sendmail.sink.forget()
     with Client(sendmail.port) as client:
         client.ehlo()

@@ -59,7 +59,9 @@ def test_postfix(scratch: Path, postfix_package: Path, mailgate: Installation, w
     work = folder_in(scratch, "postfix.")
     queue = work / "queue"
     address, listen = places(where, queue, scratch)
-    lines = printed(mailgate, "postfix", "-l", address, "--queue-directory", str(queue))
+    lines = printed(
+        mailgate, "postfix", "-p", "milter", "-l", address, "--queue-directory", str(queue)
+    )
     settings = dict(line.split(" = ") for line in lines if not line.startswith("#"))
     settings["inet_protocols"] = "all"
     with Postfix(postfix_package, work, address, sasl=None, **settings) as server:

@@ -1,4 +1,4 @@
-"""Print tables of mailgate beside its peers: OpenSMTPD filters, and milters."""
+"""Print tables of mailgate beside its peers: OpenSMTPD filters, milters, SMTP proxies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import TypeVar
 import click
 from rich.console import Console
 
-from bench import milter_tables, opensmtpd
+from bench import milter_tables, opensmtpd, smtp_tables
 from bench.measure import BenchError, medians
 from bench.milter import Generator
 from bench.milter_peers import TRANSPORTS, WORKS, peers
 from bench.milter_tables import Scope
+from bench.smtp import Load, Tools
+from bench.smtp_peers import PEERS
+from bench.smtp_peers import peers as smtp_peers
+from bench.smtp_tables import SESSIONS, SIZES
 from bench.table import show
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -31,12 +35,12 @@ def _number(name: str, default: int, text: str, most: int | None = None) -> Call
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Measure mailgate beside its peers.  No mail server takes part.
+    """Measure mailgate beside its peers.
 
     Without a command, all of them are run, with their defaults.
     """
     if context.invoked_subcommand is None:
-        for command in (opensmtpd_filters, milters):
+        for command in (opensmtpd_filters, milters, smtp_proxies):
             context.invoke(command)
 
 
@@ -154,6 +158,87 @@ def milters(
                 milter_tables.show_latencies(latencies, console)
             if idle:
                 milter_tables.memory(able, idle, rounds, generator, console, status.update)
+        except BenchError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@main.command("smtp")
+@click.option(
+    "--size",
+    "sizes",
+    type=click.Choice(list(SIZES)),
+    multiple=True,
+    default=list(SIZES),
+    help="Size of a message; may be repeated.  [default: all]",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Sessions at a time; may be repeated.  [default: 1, 20, 200; with 5m 1 and 4]",
+)
+@click.option(
+    "--kept/--new",
+    default=None,
+    help="Connections for many messages, or for one.  [default: both]",
+)
+@click.option(
+    "--peer",
+    "names",
+    type=click.Choice(list(PEERS)),
+    multiple=True,
+    default=list(PEERS),
+    help="Who takes part; may be repeated.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=0.7,
+    show_default=True,
+    help="Length of a run, about.",
+)
+@_number("--rounds", 3, "Runs of each, for the median.")
+@click.option(
+    "--large/--no-large",
+    default=True,
+    show_default=True,
+    help="Measure memory and small mail beside large mail, too.",
+)
+def smtp_proxies(
+    sizes: tuple[str, ...],
+    sessions: tuple[int, ...],
+    kept: bool | None,
+    names: tuple[str, ...],
+    seconds: float,
+    rounds: int,
+    large: bool,
+) -> None:
+    """Measure SMTP proxies: messages a second, CPU, memory, latency.
+
+    smtp-source sends, smtp-sink receives; "direct" is without a proxy between them. CPU time and
+    memory are those of all processes of a proxy; a page that they share counts in each. Another
+    client takes the times, in up to 20 sessions. What mailgate owes is printed at the end, as
+    far as it was measured. With the defaults that takes about a quarter of an hour.
+    """
+    loads = [
+        Load(SIZES[size], number, keeping)
+        for size in sizes
+        for number in sessions or SESSIONS[size]
+        for keeping in ((True, False) if kept is None else (kept,))
+    ]
+    scope = smtp_tables.Scope(loads, rounds, seconds)
+    console, progress = Console(), Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="mailgate-bench.") as folder,
+        progress.status("preparing the peers") as status,
+    ):
+        try:
+            tools = Tools(Path(folder))
+            able = list(smtp_peers(names, Path(folder), tools.tree))
+            told = status.update
+            measured = smtp_tables.rates(able, scope, tools, console, told)
+            rows = smtp_tables.large(able, scope, tools, console, told) if large else {}
+            smtp_tables.owed(measured, rows, console)
         except BenchError as error:
             raise click.ClickException(str(error)) from error
 

@@ -7,6 +7,7 @@ contestant have its share of the bad ones; that makes ratios repeatable where ra
 from __future__ import annotations
 
 import os
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -46,6 +47,14 @@ def medians(
         name: {key: statistics.median(run[key] for run in figures) for key in figures[0]}
         for name, figures in runs.items()
     }
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Program:

@@ -7,7 +7,6 @@ through before anything is measured, so a filter that does not do its work is fo
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import BenchError, Figures, Program
+from bench.measure import BenchError, Figures, Program, free_port
 from bench.milter_peers import HERE, Peer
 from bench.obtain import compiled
 
@@ -120,14 +119,9 @@ def serving(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mailgate-bench."))
         filters = {}
         for number, peer in enumerate(peers):
-            address = f"unix:{folder}/{number}" if transport == "unix" else _free_address()
+            address = (
+                f"unix:{folder}/{number}" if transport == "unix" else f"127.0.0.1:{free_port()}"
+            )
             filters[peer.name] = Filter(peer, work, address, generator)
             stack.callback(filters[peer.name].end)
         yield filters
-
-
-def _free_address() -> str:
-    """Return a loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"

@@ -12,8 +12,9 @@ import codecs
 import encodings
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias, final
+from typing import NoReturn, TypeAlias, final
 
+from mailgate.errors import TooLate
 from mailgate.syntax import is_field_name
 
 MAX_VALUE = 100 * 1024  # octets; Postfix: header_size_limit = 102400
@@ -306,6 +307,10 @@ class Headers:
         """Have the section as it was."""
         self._fields, self._added = mark
 
+    def seal(self) -> None:
+        """Allow no edit any more, and let go of what was told of them."""
+        self._edit = _too_late
+
     def _named(self, name: str) -> list[Field]:
         key = name.lower().encode("utf-8", "replace")
         return [f for f in self.fields if f.name == key and not f.trace] if key else []
@@ -394,6 +399,10 @@ class Headers:
         at = 1 if self.fields and not self.fields[0].name else 0
         fields = (*self.fields[:at], field, *self.fields[at:])
         self._change("+", f"header {name}: {value} (on top)", fields)
+
+
+def _too_late(sign: str, text: str, apply: Callable[[], None]) -> NoReturn:
+    raise TooLate("an edit after the end of its handler, or of the message")
 
 
 def _new_field(name: str, value: str) -> Field:

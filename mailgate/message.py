@@ -395,6 +395,8 @@ class Message:
         """Give the content's space back; the envelope and the header fields stay."""
         if self._body is not None:
             self._body.close()
+        if self._headers is not None:
+            self._headers.seal()  # who refer to each other would stay until they are looked for
         self._body = self._new_body = None
 
     def roll_back(self, invocation: Invocation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from email.message import EmailMessage
 
@@ -516,6 +518,34 @@ async def test_a_message_of_another_client_is_not_edited() -> None:
         await second.mail(SENDER)
     assert len(kept[0].changes) == 1
     assert not kept[1].changes
+
+
+def test_a_released_message_is_gone_when_nobody_holds_it() -> None:
+    """Garbage that only the collector finds is a cost for every message."""
+
+    class Holder:
+        pass
+
+    ours, held = message(), Holder()
+    ours.state["held"], gone = held, weakref.ref(held)
+    gc.disable()
+    try:
+        ours.release()
+        del ours, held
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_released_message_takes_no_edit() -> None:
+    ours = message()
+    ours.release()
+    with pytest.raises(TooLate):
+        ours.headers.add("X-Late", "1")
+    with pytest.raises(TooLate):
+        ours.headers["Subject"] = "late"
+    assert ours.headers["Subject"] == "a test"
+    assert "X-Late" not in ours.headers
 
 
 def test_a_released_message_keeps_its_envelope_and_fields() -> None:

@@ -25,7 +25,7 @@ from mailgate_smtp.identity import Identity
 from mailgate_smtp.options import Kind
 from mailgate_smtp.proxy import ProxyHeader
 from mailgate_smtp.session import JUNK, SmtpSession
-from mailgate_smtp.wire import MAX_AUTH, MAX_COMMAND, TOO_LONG, BareLF, Lines, Reply, WireError
+from mailgate_smtp.wire import MAX_AUTH, TOO_LONG, BareLF, Lines, Reply, WireError
 
 log = logging.getLogger(__name__)
 
@@ -378,7 +378,7 @@ class Connection(asyncio.Protocol):
                     if work is not None:
                         return work
                     continue
-                line = self._lines.next(MAX_AUTH if self._lines.begins(b"AUTH ") else MAX_COMMAND)
+                line = self._lines.command()
                 if line is None:
                     break
                 self._turn += 1

@@ -210,15 +210,19 @@ class Lines:
         """Octets that were received and not taken yet."""
         return len(self._octets) - self._at
 
-    def begins(self, word: bytes) -> bool:
-        """Tell whether the next line begins with a word, in any case."""
-        return self._octets[self._at : self._at + len(word)].upper() == word
-
     def take(self) -> bytes:
         """Return everything that is left: it is data."""
         rest = self._octets[self._at :] if self._at else self._octets
         self._octets, self._at = b"", 0
         return rest
+
+    def command(self) -> bytes | None:
+        """Return the next command line as `next` does; AUTH with a response may be longer."""
+        waiting, limit = self.waiting, MAX_COMMAND
+        if waiting > limit and not self._skipped:
+            verb = self._octets[self._at : self._at + 5]
+            limit = MAX_AUTH if verb.upper() == b"AUTH " else limit
+        return self.next(limit) if waiting else None
 
     def next(self, limit: int = MAX_COMMAND) -> bytes | None:
         """Return the next line without its CRLF, or None where no line is whole yet.

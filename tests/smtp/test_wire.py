@@ -232,12 +232,28 @@ def test_a_line_has_512_octets_and_more() -> None:
     assert lines([long]) == ([long[:-2]], False)
 
 
-def test_what_a_line_begins_with_is_known_before_its_end() -> None:
+@pytest.mark.parametrize("verb", [b"AUTH PLAIN ", b"auth plain "])
+def test_a_command_of_auth_may_be_longer_than_others(verb: bytes) -> None:
+    response = b"x" * (wire.MAX_AUTH - len(verb) - 2)
+    for pieces in ([verb, response, b"\r\n"], [verb + response + b"\r\n"]):
+        reader = Lines()
+        reader.receive(b"NOOP\r\n")
+        assert reader.command() == b"NOOP"
+        assert reader.command() is None
+        for piece in pieces:
+            assert reader.command() is None
+            reader.receive(piece)
+        assert reader.command() == verb + response
+    reader.receive(verb + response + b"x\r\n" + verb[:4] + b"x" * MAX_COMMAND + b"\r\n")
+    assert (reader.command(), reader.command()) == (TOO_LONG, TOO_LONG)
+
+
+def test_the_rest_of_a_line_that_is_too_long_is_no_command() -> None:
     reader = Lines()
-    reader.receive(b"NOOP\r\nauth plain AAAA")
-    assert not reader.begins(b"AUTH ")
-    reader.next()
-    assert reader.begins(b"AUTH ")
+    reader.receive(b"NOOP " + b"x" * MAX_COMMAND)
+    assert reader.command() is None
+    reader.receive(b"AUTH PLAIN " + b"x" * MAX_COMMAND + b"\r\nNOOP\r\n")
+    assert (reader.command(), reader.command()) == (TOO_LONG, b"NOOP")
 
 
 def test_a_bare_lf_ends_the_conversation() -> None:

@@ -137,11 +137,11 @@ def normal_line_ends(data: bytes) -> bytes:
 
 def stuff_dots(data: bytes) -> bytes:
     """Return CRLF lines with a second dot before each leading one (RFC 5321 4.5.2)."""
-    stuffed = data.replace(b"\r\n.", b"\r\n..") if b"\r\n." in data else data
+    stuffed = data.replace(b"\r\n.", b"\r\n..")
     return b"." + stuffed if data.startswith(b".") else stuffed
 
 
 def unstuff_dots(data: bytes) -> bytes:
     """Return CRLF lines with one leading dot of each dropped (RFC 5321 4.5.2)."""
-    plain = data.replace(b"\r\n.", b"\r\n") if b"\r\n." in data else data
+    plain = data.replace(b"\r\n.", b"\r\n")
     return plain[1:] if data.startswith(b".") else plain

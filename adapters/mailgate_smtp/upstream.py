@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from base64 import b64encode
 from collections import deque
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 NO_TLS = reply(451, "4.7.4", "The mail server behind this one does not encrypt")
 NO_IDENTITY = reply(451, "4.4.1", "The mail server behind this one takes no client's identity")
 NO_LOGIN = reply(451, "4.7.0", "The mail server behind this one refused the login")
+
+_NO_COMMAND = re.compile(rb"[\r\n\0]")
 
 TOGETHER = 32 * 1024
 """Octets of content that are gathered to be sent at a time: a small message is one write."""
@@ -155,7 +158,7 @@ class Upstream(asyncio.Protocol):
 
         ValueError for a line that would be more than one command.
         """
-        if b"\r" in line or b"\n" in line or b"\0" in line:
+        if _NO_COMMAND.search(line):
             raise ValueError(f"not a command line: {line[:40]!r}")
         (awaited,) = self._send(line + b"\r\n", 1, patience or self._timeouts.upstream)
         return await awaited

@@ -43,6 +43,16 @@ HIGH_WATER = 256 * 1024
 
 
 @final
+class _Outlasting(asyncio.Future[Reply]):
+    """A reply that comes whoever cancels waiting for it: the message may be delivered already."""
+
+    __slots__ = ()
+
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
+@final
 class Upstream(asyncio.Protocol):
     """One connection, greeted and ready; `NextHop` says what its methods do.
 
@@ -141,17 +151,17 @@ class Upstream(asyncio.Protocol):
 
     # -- commands --------------------------------------------------------------------------------
 
-    def _send(self, octets: bytes, replies: int, patience: float) -> list[asyncio.Future[Reply]]:
-        """Send commands, and return what their replies will be found in."""
+    def _send(
+        self, octets: bytes, replies: Sequence[asyncio.Future[Reply]], patience: float
+    ) -> None:
+        """Send commands, to which there will be these replies."""
         if self._failure is not None:
             raise self._failure
         if not self._decoder.empty:
             raise HopError("half a reply that nobody asked for", CONFUSED)
-        futures = [self._loop.create_future() for _ in range(replies)]
-        self._awaited.extend(futures)
+        self._awaited.extend(replies)
         self.since, self.patience = self._loop.time(), patience
         self._transport.write(octets)
-        return futures
 
     async def command(self, line: bytes, patience: float = 0.0) -> Reply:
         """Send one command line and return its reply; for AUTH, whatever code it has.
@@ -160,7 +170,8 @@ class Upstream(asyncio.Protocol):
         """
         if _NO_COMMAND.search(line):
             raise ValueError(f"not a command line: {line[:40]!r}")
-        (awaited,) = self._send(line + b"\r\n", 1, patience or self._timeouts.upstream)
+        awaited: asyncio.Future[Reply] = self._loop.create_future()
+        self._send(line + b"\r\n", (awaited,), patience or self._timeouts.upstream)
         return await awaited
 
     async def _answered(self, line: bytes) -> Reply:
@@ -311,7 +322,8 @@ class Upstream(asyncio.Protocol):
         known = len(self._forward)  # commands that only tell something: whatever is answered
         if len(lines) == 1 or b"PIPELINING" in self.features:
             octets = b"\r\n".join((*lines, b""))
-            awaited = self._send(octets, len(lines), self._timeouts.upstream)
+            awaited = [self._loop.create_future() for _ in lines]
+            self._send(octets, awaited, self._timeouts.upstream)
             replies = [self._judge(await each) for each in awaited]
         else:
             replies = []
@@ -372,7 +384,8 @@ class Upstream(asyncio.Protocol):
             lost = self._failure
             raise HopError(str(lost), lost.reply, gone=lost.gone, unsent=True)
         self._unsent.append(b".\r\n")
-        awaited = self._send(self._take_unsent(), number, self._timeouts.upstream_dot)
+        awaited = [_Outlasting(loop=self._loop) for _ in range(number)]
+        self._send(self._take_unsent(), awaited, self._timeouts.upstream_dot)
         self.messages += 1
         try:
             replies = [await self._outlast(each) for each in awaited]
@@ -397,10 +410,8 @@ class Upstream(asyncio.Protocol):
     async def _outlast(self, awaited: asyncio.Future[Reply]) -> Reply:
         """Wait for a reply, whoever cancels that: the message may be delivered already."""
         while not awaited.done():
-            waiting = self._loop.create_future()
-            awaited.add_done_callback(partial(_wake_up, waiting))
             try:
-                await waiting
+                await awaited
             except asyncio.CancelledError:
                 await stay()
         return awaited.result()
@@ -427,11 +438,6 @@ def hello_of(identity: Identity, ours: str) -> str:
         return check_host_name(identity.helo)
     except ValueError:
         return ours
-
-
-def _wake_up(waiting: asyncio.Future[None], _: asyncio.Future[Reply]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 def _outcome(awaited: asyncio.Future[Reply]) -> Reply:

@@ -159,11 +159,16 @@ class Client:
                 await conversation.helo(self.identity.helo, self.identity.protocol != "SMTP")
         return conversation
 
+    @property
+    def watched(self) -> bool:
+        """Tell whether anybody looks on."""
+        conversation = self.conversation
+        return conversation is not None and Stage.EVENT in conversation.interest.asked
+
     async def tell(self, name: str, **fields: str) -> None:
         """Show what happens to those who look on."""
-        conversation = self.conversation
-        if conversation is not None and Stage.EVENT in conversation.interest.asked:
-            await conversation.event(Event(name, fields))
+        if self.conversation is not None and self.watched:
+            await self.conversation.event(Event(name, fields))
 
     async def close(self, given_up: str = "") -> None:
         """Say that it is gone; ``given_up`` is why we have ended it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import final
 
 from mailgate_smtp.client import Client
@@ -92,7 +92,9 @@ class Relay:
 
     async def ready(self, *, fresh: bool = False) -> NextHop:
         """Return the next hop when it knows who the client is."""
-        hop = await self._take(fresh=True) if fresh else await self.open()
+        hop = None if fresh else self._hop
+        if hop is None:
+            hop = await self._take(fresh=fresh)
         self._working = True
         try:
             if await self._route.identify(self, hop) or self._pinned:
@@ -169,9 +171,9 @@ class Relay:
             self._recipients.append(path)
         return answer
 
-    async def _rcpt(self, path: Path) -> Reply:
+    def _rcpt(self, path: Path) -> Awaitable[Reply]:
         hop = self._open_hop()
-        return await hop.rcpt(carried(path, hop.features))
+        return hop.rcpt(carried(path, hop.features))
 
     def _open_hop(self) -> NextHop:
         if self._hop is None:

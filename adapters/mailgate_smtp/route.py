@@ -84,18 +84,15 @@ class _Pool:
 
     async def take(self, borrower: Borrower, *, fresh: bool) -> Upstream:
         """Return a connection.  HopError."""
-        upstream = await self._free(borrower, fresh=fresh)
-        self._lent[upstream] = borrower
-        return upstream
-
-    async def _free(self, borrower: Borrower, *, fresh: bool) -> Upstream:
         if self._waiting or not self._has_room:
             await self._queue(borrower)
-        if not fresh and (upstream := self._pooled()) is not None:
-            return upstream
-        if fresh and self._idle and len(self._open) + self._opening >= self._options.pool.max:
-            self._drop(self._idle.pop(0))
-        return await self._connect(borrower)
+        upstream = None if fresh else self._pooled()
+        if upstream is None:
+            if self._idle and len(self._open) + self._opening >= self._options.pool.max:
+                self._drop(self._idle.pop(0))
+            upstream = await self._connect(borrower)
+        self._lent[upstream] = borrower
+        return upstream
 
     @property
     def _has_room(self) -> bool:

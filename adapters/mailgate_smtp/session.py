@@ -303,7 +303,8 @@ class SmtpSession:
         else:
             self._chunk_refusal = None
             conversation = await self._client.known()
-            await self._client.tell("mail", address=text_of(argument))
+            if self._client.watched:
+                await self._client.tell("mail", address=text_of(argument))
             transaction = Transaction(
                 self._house,
                 conversation,
@@ -361,9 +362,10 @@ class SmtpSession:
         if transaction.closes:
             self._line.hang_up()
         self._client.ends_message()
-        for answer in answers:
-            if answer.positive:
-                await self._client.tell("queued", text=str(answer))
+        if self._client.watched:
+            for answer in answers:
+                if answer.positive:
+                    await self._client.tell("queued", text=str(answer))
 
     def fail(self, error: HopError) -> None:
         """Hear that the next hop failed while content came."""

@@ -311,7 +311,7 @@ class Upstream(asyncio.Protocol):
         return (await self.envelope(path, ()))[0]
 
     async def rcpt(self, path: Path) -> Reply:
-        answer = await self._answered(b"RCPT TO:" + path.argument)
+        answer = self._judge(await self.command(b"RCPT TO:" + path.argument))
         self._accepted += answer.positive
         return answer
 

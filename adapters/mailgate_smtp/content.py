@@ -19,6 +19,8 @@ TOO_BIG = Reject("Message size exceeds fixed limit", 552, "5.3.4")
 TOO_MANY_HOPS = Reject("Too many hops: the message goes round in circles", 554, "5.4.6")
 
 
+_NO_SECTION = Section.of(())
+
 FOLDS = 10
 """Lines of a header section for each field that it may have: folds cost time, too."""
 
@@ -140,23 +142,17 @@ class Content:
         self._shows_content = interest.content != "none"
         self._shows_body = Stage.BODY in interest.asked
         line = options.limits.line
-        self.data = (
-            None if chunks else DataDecoder(line, normalise=options.line_ends == "normalise")
-        )
         self.chunks = ChunkDecoder(line) if chunks else None
+        self._decoder: DataDecoder | ChunkDecoder = self.chunks or DataDecoder(
+            line, normalise=options.line_ends == "normalise"
+        )
         self._head: _Head | None = _Head(limits.headers, FOLDS * limits.fields)
         self._raw_head = b""  # with what divides it from the body, as it came
         self._body = Body(limits.memory, stuffed=not chunks)
         self._stuffer = DotStuffer() if chunks else None  # of what is passed on in step
-        self._section = Section.of(()), b""
+        self._section = _NO_SECTION, b""
         self._dropped = self._closed = False
         self._unshown = bytearray()
-
-    @property
-    def _decoder(self) -> DataDecoder | ChunkDecoder:
-        decoder = self.data or self.chunks
-        assert decoder is not None  # noqa: S101  # one of them is made
-        return decoder
 
     @property
     def octets(self) -> int:

@@ -7,9 +7,9 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from io import FileIO
-from typing import final
+from typing import Literal, TypeAlias, final
 
-from mailgate.syntax import unstuff_dots
+from mailgate.syntax import unstuff_dots, with_crlf
 
 PIECE = 64 * 1024
 """Octets of a body that are handled at a time."""
@@ -17,22 +17,27 @@ PIECE = 64 * 1024
 _SMALL = 1024  # octets of a piece; smaller ones are gathered: an object each would cost more
 
 
+Form: TypeAlias = Literal["crlf", "stuffed", "lf"]
+"""How the lines of a body are kept: see `Body`."""
+
+
 @final
 class Body:
     """A body as CRLF lines, gathered piece by piece; above ``memory`` octets it is spooled.
 
-    With ``stuffed`` what is appended has a second dot before each leading one (RFC 5321 4.5.2),
-    and is read without it.  ``held`` counts the octets that were appended.
+    ``form`` is what is appended, and kept: ``"stuffed"`` has a second dot before each leading one
+    (RFC 5321 4.5.2), ``"lf"`` has lines that end with LF.  It is read without the dots, and with
+    CRLF.  ``held`` counts the octets that were appended.
 
     The spool file has no name, so nothing of it is left behind however the process ends.
     OSError (a full disk) comes out of `append`.
     """
 
-    __slots__ = ("_counted", "_file", "_lock", "_memory", "_pieces", "_stuffed", "held")
+    __slots__ = ("_counted", "_file", "_lock", "_memory", "_pieces", "form", "held")
 
-    def __init__(self, memory: int, *, stuffed: bool = False) -> None:
+    def __init__(self, memory: int, *, form: Form = "crlf") -> None:
         self._memory = memory
-        self._stuffed = stuffed
+        self.form = form
         self._lock = threading.Lock()
         self._pieces: list[bytes | bytearray] = []
         self._file: FileIO | None = None
@@ -42,7 +47,7 @@ class Body:
     @property
     def size(self) -> int:
         """Octets of the body as it is read."""
-        if not self._stuffed:
+        if self.form == "crlf":
             return self.held
         if self._counted[0] != self.held:
             self._counted = self.held, sum(map(len, self.pieces()))
@@ -84,7 +89,9 @@ class Body:
     def read(self) -> bytes:
         """Return all of it."""
         held = self._read_held()
-        return unstuff_dots(held) if self._stuffed else held
+        if self.form == "stuffed":
+            return unstuff_dots(held)
+        return held if self.form == "crlf" else with_crlf(held)
 
     def _read_held(self) -> bytes:
         if self._file is not None:
@@ -98,13 +105,14 @@ class Body:
     def pieces(self, size: int = PIECE) -> Iterator[bytes]:
         """Yield it in order: at once from memory, up to ``size`` octets at a time from disk."""
         held = self.held_pieces(size)
-        return _unstuffed(held) if self._stuffed else held
+        if self.form == "stuffed":
+            return _unstuffed(held)
+        return held if self.form == "crlf" else map(with_crlf, held)
 
     def held_pieces(self, size: int = PIECE) -> Iterator[bytes]:
         """Yield the octets as they were appended, in pieces as `pieces` does."""
         if self._file is None:
-            if self.held:
-                yield self._read_held()
+            yield from map(bytes, tuple(self._pieces))
             return
         for at in range(0, self.held, size):
             yield self._read_at(at, min(size, self.held - at))

@@ -83,7 +83,12 @@ def continues_section(line: bytes, first: bool) -> bool:
         return False
     if line[0] in _BLANK:
         return not first
-    return is_field_line(line) or (first and line.startswith((b"From ", b">From ")))
+    return is_field_line(line) or (first and is_mbox_line(line))
+
+
+def is_mbox_line(line: bytes) -> bool:
+    """Tell whether a line is one that a mailbox file has between messages."""
+    return line.startswith((b"From ", b">From "))
 
 
 def parse_fields(section: bytes, most: int | None = None) -> list[Field]:

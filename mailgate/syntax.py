@@ -14,6 +14,7 @@ _TOKEN = re.compile(rb"[!-9;-~]+")
 _ENHANCED = re.compile(r"[245]\.(?:0|[1-9][0-9]{0,2})\.(?:0|[1-9][0-9]{0,2})")
 _PARAMETER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(r"[!-<>-~]+")
+_BARE_CR = re.compile(rb"\r[^\n]")
 _PATH_COMMAND = re.compile(rb"\s*(?:MAIL\s+FROM|RCPT\s+TO)\s*:\s*", re.IGNORECASE)
 _PATH = re.compile(rb'<(?:[^">\\]|\\.|"(?:[^"\\]|\\.)*")*>|[^\s<>]+')
 
@@ -133,6 +134,20 @@ def normal_line_ends(data: bytes) -> bytes:
         return data
     # A regular expression would hold up every other thread for a second over a big body.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+def with_crlf(lines: bytes) -> bytes:
+    """Return lines that end with LF, cut anywhere, as lines that end with CRLF."""
+    return lines.replace(b"\n", b"\r\n")
+
+
+def with_lf(lines: bytes) -> bytes:
+    """Return lines that end with CRLF as lines that end with LF; undoes `with_crlf`."""
+    if b"\r" not in lines:
+        return lines
+    if lines.endswith(b"\r") or _BARE_CR.search(lines):
+        return lines.replace(b"\r\n", b"\n")
+    return lines.replace(b"\r", b"")  # CPython takes a sixth of the time for one octet
 
 
 def stuff_dots(data: bytes) -> bytes:

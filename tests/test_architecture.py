@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"stage", "errors"},
     {"verdict", "syntax", "limits", "settings", "invocation", "fork", "logs", "watchdog"},
     {"address", "headers", "session", "deadline", "threads", "eager"},
-    {"content", "mime", "message"},
+    {"content", "head", "mime", "message"},
     {"state", "policy"},
     {"chain", "question", "engine"},
     {"adapter", "outcome", "lint", "listen", "server"},

@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias, final
 
 from mailgate.content import PIECE, Body
 from mailgate.engine import FAILURE, NO_SPACE, Conversation
-from mailgate.headers import Field, Section, continues_section, parse_fields
+from mailgate.head import OPENSMTPD, is_only_own, mark_own
+from mailgate.headers import Section, continues_section, is_mbox_line, parse_fields
 from mailgate.limits import Limits
 from mailgate.stage import Stage
 from mailgate.syntax import stuff_dots, unstuff_dots
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 
 LongLines: TypeAlias = Literal["reject", "cut"]
 
-_OURS = b"(OpenSMTPD)"  # in every Received field that smtpd makes
-_OUR_LINES = 10  # that such a field may have; it has four or five
 TOO_LONG = Reject("a line is too long for this mail server's filters", 554, "5.6.0")
 
 
@@ -110,10 +109,9 @@ class Stream:
 
     def _is_first(self, line: bytes) -> bool:
         """Tell whether a line is the client's first: an mbox line may follow smtpd's own field."""
-        if not 0 < len(self._head) <= _OUR_LINES or line[:5] not in (b"From ", b">From"):
+        if not self._head or not is_mbox_line(line):
             return not self._head
-        head = b"".join(text + b"\r\n" for text in self._head)
-        return len(parse_fields(head, 2)) == 1 and _OURS in head
+        return is_only_own(b"".join(text + b"\r\n" for text in self._head), OPENSMTPD)
 
     async def _headers(self, separator: bytes) -> None:
         if self._head_size > self._limits.headers:
@@ -123,7 +121,7 @@ class Stream:
         section = b"".join(line + b"\r\n" for line in self._head)
         fields = parse_fields(section, self._limits.fields + 1)
         self._head.clear()
-        self._mark_trace(fields)
+        mark_own(fields, OPENSMTPD, b" id " + self._conversation.id.encode("latin-1", "replace"))
         verdict = await self._conversation.headers(Section.of(fields), separator)
         if refuses(verdict):
             self._mode = _Mode.DROP
@@ -135,17 +133,6 @@ class Stream:
             message = self._conversation.message
             if message is not None:
                 await self._emit([message.head()])
-
-    def _mark_trace(self, fields: list[Field]) -> None:
-        """Mark the Received field of this very message: no other protocol would show it."""
-        message = self._conversation.message
-        if message is None:
-            return
-        ours = b" id " + message.id.encode("latin-1", "replace")
-        for field in fields:
-            if field.name == b"received":
-                field.trace = ours in field.raw and _OURS in field.raw
-                return
 
     # -- the body ------------------------------------------------------------------------------
 

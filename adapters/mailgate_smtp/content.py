@@ -7,7 +7,8 @@ from typing import Protocol, final
 
 from mailgate.content import PIECE, Body
 from mailgate.engine import Conversation
-from mailgate.headers import Section, continues_section, parse_fields
+from mailgate.head import Head
+from mailgate.headers import Section, parse_fields
 from mailgate.limits import Limits
 from mailgate.stage import Stage
 from mailgate.syntax import stuff_dots, unstuff_dots
@@ -20,49 +21,6 @@ TOO_MANY_HOPS = Reject("Too many hops: the message goes round in circles", 554, 
 
 
 _NO_SECTION = Section.of(())
-
-FOLDS = 10
-"""Lines of a header section for each field that it may have: folds cost time, too."""
-
-
-@final
-class _Head:
-    """Finds the end of the header section."""
-
-    __slots__ = ("_checked", "_limit", "_lines", "_most", "fields", "octets", "separator")
-
-    def __init__(self, limit: int, lines: int) -> None:
-        self._limit = limit
-        self._most = lines
-        self._checked = 0  # octets of whole lines that belong to it
-        self._lines = 0
-        self.octets = bytearray()
-        self.fields = 0
-        self.separator = b""
-
-    def receive(self, content: bytes) -> bytes | None:
-        """Return what stands behind the section, or None where it goes on."""
-        octets = self.octets
-        octets += content
-        while (end := octets.find(b"\n", self._checked) + 1) > 0:
-            line = bytes(octets[self._checked : end - 2])
-            if not continues_section(line, first=not self._lines):
-                self.separator = b"" if line else b"\r\n"
-                rest = bytes(octets[self._checked + len(self.separator) :])
-                del octets[self._checked :]
-                return rest
-            self._lines += 1
-            self.fields += line[:1] not in (b" ", b"\t")
-            self._checked = end
-            if end > self._limit or self._lines > self._most:
-                self.fields = max(self.fields, self._lines)  # over the limit, too
-                return bytes(octets[end:])
-        return bytes(octets) if len(octets) > self._limit else None
-
-    @property
-    def hops(self) -> int:
-        """The number of Received fields."""
-        return (b"\n" + self.octets).lower().count(b"\nreceived:")
 
 
 class Outlet(Protocol):
@@ -146,9 +104,9 @@ class Content:
         self._decoder: DataDecoder | ChunkDecoder = self.chunks or DataDecoder(
             line, normalise=options.line_ends == "normalise"
         )
-        self._head: _Head | None = _Head(limits.headers, FOLDS * limits.fields)
+        self._head: Head | None = Head(limits)
         self._raw_head = b""  # with what divides it from the body, as it came
-        self._body = Body(limits.memory, stuffed=not chunks)
+        self._body = Body(limits.memory, form="crlf" if chunks else "stuffed")
         self._stuffer = DotStuffer() if chunks else None  # of what is passed on in step
         self._section = _NO_SECTION, b""
         self._dropped = self._closed = False
@@ -207,7 +165,7 @@ class Content:
         if len(head.octets) > self._limits.headers or head.fields > self._limits.fields:
             self._conversation.too_much_header()
             self.drop()
-        elif head.hops > self._options.limits.hops:
+        elif _hops(head.octets) > self._options.limits.hops:
             self._refuse(TOO_MANY_HOPS, "smtp.limits.hops")
         elif self._shows_content:
             self._section = self._section_of(bytes(head.octets), head.fields), head.separator
@@ -334,3 +292,8 @@ class Content:
         self._closed = True
         self._body.close()
         self._account()
+
+
+def _hops(section: bytes | bytearray) -> int:
+    """Return the number of Received fields."""
+    return (b"\n" + section).lower().count(b"\nreceived:")

@@ -25,6 +25,7 @@ from typing import final
 
 from mailgate.errors import ConfigError
 from mailgate.session import IPAddress
+from mailgate.syntax import with_lf
 from mailgate_smtp.hop import Features
 from mailgate_smtp.wire import SYNTAX, Path, Reply, reply
 
@@ -105,11 +106,11 @@ class _Lines:
         self._tail = next((end for end in (b"\r\n", b"\r") if window.endswith(end)), b"")
         window = window.removesuffix(self._tail).replace(b"\r\n.", b"\r\n")
         self.octets += len(window)
-        return window.replace(b"\r\n", b"\n")
+        return with_lf(window)
 
     def end(self) -> bytes:
         """Return the last line end."""
-        return self._tail.replace(b"\r\n", b"\n")
+        return with_lf(self._tail)
 
 
 # -- on disk -------------------------------------------------------------------------------------

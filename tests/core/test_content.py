@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailgate.content import PIECE, Body
+from mailgate.content import PIECE, Body, Form
 
 
-def gathered(pieces: Iterable[bytes], memory: int, *, stuffed: bool = False) -> Body:
-    body = Body(memory, stuffed=stuffed)
+def gathered(pieces: Iterable[bytes], memory: int, *, form: Form = "crlf") -> Body:
+    body = Body(memory, form=form)
     for piece in pieces:
         body.append(piece)
     return body
@@ -108,7 +108,7 @@ def test_stuffed_lines_may_be_cut_anywhere(
     stuffed: bytes, memory: int, size: int, cuts: list[int]
 ) -> None:
     at = [0, *sorted(min(cut, len(stuffed)) for cut in cuts), len(stuffed)]
-    body = gathered((stuffed[a:b] for a, b in pairwise(at)), memory, stuffed=True)
+    body = gathered((stuffed[a:b] for a, b in pairwise(at)), memory, form="stuffed")
     assert body.held == len(stuffed)
     assert body.read() == b"".join(body.pieces(size)) == plain(stuffed)
     assert b"".join(body.held_pieces(size)) == stuffed
@@ -126,21 +126,35 @@ def test_stuffed_lines_may_be_cut_anywhere(
 def test_stuffed_lines_are_read_right_across_every_cut(memory: int, size: int) -> None:
     stuffed = b"..a\r\n..\r\n\r\n...b\r\nc.\r\n"
     for at in range(len(stuffed) + 1):
-        body = gathered([stuffed[:at], stuffed[at:]], memory, stuffed=True)
+        body = gathered([stuffed[:at], stuffed[at:]], memory, form="stuffed")
         assert b"".join(body.pieces(size)) == b".a\r\n.\r\n\r\n..b\r\nc.\r\n"
         body.close()
 
 
 def test_what_is_not_stuffed_is_not_copied() -> None:
     octets = b"no dot begins a line.\r\n" * 100
-    body = gathered([octets], memory=PIECE, stuffed=True)
+    body = gathered([octets], memory=PIECE, form="stuffed")
     assert body.read() is octets
     assert next(body.pieces()) is octets
     assert next(body.held_pieces()) is octets
 
 
+@given(st.binary(max_size=60), st.integers(0, 40), st.lists(st.integers(0, 60), max_size=8))
+def test_lines_with_lf_are_read_with_crlf_and_kept_as_they_came(
+    octets: bytes, memory: int, cuts: list[int]
+) -> None:
+    lines = b"\r\n".join(octets.split(b"\n"))
+    at = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    body = gathered((octets[a:b] for a, b in pairwise(at)), memory, form="lf")
+    assert body.held == len(octets)
+    assert body.size == len(lines)
+    assert body.read() == b"".join(body.pieces(7)) == lines
+    assert b"".join(body.held_pieces(7)) == octets
+    body.close()
+
+
 def test_how_much_lies_in_memory() -> None:
-    body = gathered([b"..a", b"b"], memory=5, stuffed=True)
+    body = gathered([b"..a", b"b"], memory=5, form="stuffed")
     assert body.in_memory == 4
     body.append(b"\r\n")
     assert body.in_memory == 0

@@ -124,7 +124,7 @@ async def test_a_held_message_is_counted_as_it_came(octets: bytes, fits: bool) -
     """The dots that SMTP adds take space, too."""
     conversation = converse(Asked().policy("a", WHOLE), limits=Limits(message=5))
     await to_headers(conversation)
-    assert conversation.hold(Body(1 << 20, stuffed=True), octets) == fits
+    assert conversation.hold(Body(1 << 20, form="stuffed"), octets) == fits
 
 
 # -- reload and logs -----------------------------------------------------------------------------

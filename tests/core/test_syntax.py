@@ -19,6 +19,8 @@ from mailgate.syntax import (
     stuff_dots,
     text_of,
     unstuff_dots,
+    with_crlf,
+    with_lf,
 )
 
 # -- octets as text ------------------------------------------------------------------------------
@@ -275,3 +277,15 @@ def test_stuffed_lines_never_end_the_message_and_come_back(data: bytes) -> None:
 def test_a_dot_that_a_client_did_not_stuff_is_dropped() -> None:
     """RFC 5321 4.5.2: a first dot is deleted whatever follows it."""
     assert unstuff_dots(b".x\r\n") == b"x\r\n"
+
+
+@given(st.text(alphabet="\r\na", max_size=30).map(str.encode))
+def test_line_ends_come_back_as_they_were(lines: bytes) -> None:
+    crlf = with_crlf(lines)
+    assert crlf == b"\r\n".join(lines.split(b"\n"))
+    assert with_lf(crlf) == lines
+
+
+@given(st.text(alphabet="\r\na", max_size=30).map(str.encode))
+def test_only_whole_line_ends_lose_their_cr(lines: bytes) -> None:
+    assert with_lf(lines) == b"\n".join(lines.split(b"\r\n"))

@@ -30,6 +30,15 @@ class Reply(str):
         self.lines = lines
         return self
 
+    def in_one_line(self, most: int) -> bytes:
+        """Return the enhanced code and the text as one line of printable ASCII, for some wires.
+
+        It has at most ``most`` octets: a longer one is cut with ``...``.
+        """
+        start = f"{self.enhanced} " if self.enhanced else ""
+        line = f"{start}{'; '.join(self.lines)}".replace("\t", " ").encode("ascii")
+        return line if len(line) <= most else line[: most - 3] + b"..."
+
     def __reduce__(self) -> tuple[type[Reply], tuple[int, str, tuple[str, ...]]]:
         return Reply, (self.code, self.enhanced, self.lines)
 

@@ -503,11 +503,8 @@ def _answer(request: Request, verdict: Verdict | None, *, disconnect: bool = Fal
     """Return the line for a verdict: a reply has one line only here."""
     if not isinstance(verdict, (Reject, Defer, Disconnect)):
         return proceed(request)
-    reply = verdict.reply
-    start = f"{reply.code} {reply.enhanced} "
-    text = (start + "; ".join(reply.lines)).encode("ascii")
-    if len(text) > MAX_REPLY:
-        text = text[: MAX_REPLY - 3] + b"..."
+    code = b"%d " % verdict.reply.code
+    text = code + verdict.reply.in_one_line(MAX_REPLY - len(code))
     return refuse(request, text, disconnect=disconnect or isinstance(verdict, Disconnect))
 
 

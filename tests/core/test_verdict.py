@@ -226,6 +226,34 @@ def test_a_reply_has_parts() -> None:
     assert Reply(220, "", ("ready", "go")) == "220 ready\n220 go"
 
 
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        (Reject("no").reply, b"5.7.1 no"),
+        (Reject("see\nthe manual").reply, b"5.7.1 see; the manual"),
+        (Reject("a\ttab").reply, b"5.7.1 a tab"),
+        (Reply(250, "", ("Ok",)), b"Ok"),
+    ],
+)
+def test_some_wires_have_one_line_for_a_reply(reply: Reply, line: bytes) -> None:
+    assert reply.in_one_line(100) == line
+    assert reply.in_one_line(len(line)) == line
+
+
+@given(text=st.text(min_size=1, max_size=60), most=st.integers(10, 40))
+@example(text="x" * 34, most=40)
+@example(text="x" * 35, most=40)
+def test_such_a_line_is_printable_and_has_its_end(text: str, most: int) -> None:
+    try:
+        reply = Reject(text).reply
+    except ValueError:
+        return
+    line = reply.in_one_line(most)
+    whole = reply.in_one_line(1000)
+    assert all(32 <= octet < 127 for octet in whole)
+    assert line == (whole if len(whole) <= most else whole[: most - 3] + b"...")
+
+
 def test_a_reply_can_be_copied_and_pickled() -> None:
     reply = Reject("a\nb").reply
     for other in (copy.deepcopy(reply), pickle.loads(pickle.dumps(reply))):

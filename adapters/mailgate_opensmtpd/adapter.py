@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from mailgate import fork
+from mailgate import stdio
 from mailgate.adapter import Snippet
 from mailgate.chain import Interest
 from mailgate.engine import Engine
-from mailgate.errors import ConfigError
 from mailgate_opensmtpd.filter import Filter
 from mailgate_opensmtpd.pipe import Pipe
 from mailgate_opensmtpd.registration import CAPABILITIES, phases, reports
@@ -52,29 +50,12 @@ class OpenSMTPDAdapter:
         self._interest: Interest | None = None
 
     def claim(self) -> None:
-        """Take the standard streams for the protocol before any policy code is there.
-
-        stdin becomes /dev/null and stdout the log.  A stray line would end smtpd, and a child
-        process would inherit stdout.
-        """
-        try:
-            self._input, self._output = (
-                fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (0, 1)
-            )
-        except OSError:
-            raise ConfigError(
-                "opensmtpd speaks on stdin and stdout, and they are closed"
-            ) from None
+        """Take the standard streams: a stray line on stdout would end smtpd."""
+        self._input, self._output = stdio.take(0, 1)
         if os.isatty(self._input):
             log.warning(
                 "waiting for smtpd on a terminal (Ctrl-D ends it): smtpd starts this command"
             )
-        fork.keep_from_children(self._input)
-        fork.keep_from_children(self._output)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.dup2(2, 1)
 
     def descriptors(self) -> Mapping[int, str]:
         """Return nothing: smtpd has one pair of pipes."""

@@ -118,6 +118,74 @@ def test_a_forked_child_does_not_go_on_as_the_server(handler: str) -> None:
     assert log == ["child to the log", "child ended with 0"]
 
 
+ADOPT = """
+import os, resource, sys
+from mailgate import fork
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+"""
+
+
+def adopt(source: str, script: str = 'exec "$@"') -> None:
+    """Run what makes assertions; ``script`` is how a shell starts it."""
+    command = [sys.executable, "-c", ADOPT + textwrap.dedent(source)]
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *command], capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("closed", [0, 1])
+def test_what_is_adopted_is_no_standard_stream(closed: int) -> None:
+    """A policy may close one, and print to whatever has its number then."""
+    adopt(
+        f"""
+        os.close({closed})
+        read, write = os.pipe()
+        assert {closed} in (read, write)
+        read, write = fork.adopt(read), fork.adopt(write)
+        assert min(read, write) > 2
+        assert os.path.samestat(os.fstat({closed}), os.stat(os.devnull))
+        assert not os.get_inheritable(read) and not os.get_inheritable(write)
+        os.write(write, b"x")
+        assert os.read(read, 2) == b"x"
+        if os.fork() == 0:
+            os._exit(os.write(write, b"from a child"))
+        os.wait()
+        fork.close(write)
+        assert os.read(read, 100) == b""
+        """
+    )
+
+
+def test_what_cannot_be_adopted_is_closed() -> None:
+    adopt(
+        """
+        os.close(0)
+        assert os.open(os.devnull, os.O_RDONLY) == 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        try:
+            fork.adopt(0)
+        except OSError:
+            assert not is_open(0)
+        else:
+            sys.exit("there was room")
+        """
+    )
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_standard_stream_stays_closed(closed: str) -> None:
+    """Whoever is to speak on it finds out, and speaks to nobody else."""
+    numbers = [number for number in range(3) if str(number) in closed]
+    adopt(f"assert not any(map(is_open, {numbers}))", f'exec "$@" {closed}')
+
+
 def test_who_does_not_serve_may_fork() -> None:
     """A test of a policy, or a command: nothing has to be kept from its children."""
     protocol, log = serve(HANDLERS["returns"], serving=False)

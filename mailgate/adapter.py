@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeAlias, final
 
-from mailgate.chain import Capabilities, Defaults, Interest, Unmet, lacking
+from mailgate.chain import Capabilities, Defaults, Interest, Unmet, lacking, untold
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
 
@@ -124,5 +124,14 @@ def able(missing: Unmet) -> str:
     """Say which protocols can serve a handler that one cannot: "milter, smtp can"."""
     known = installed()
     handler = missing.handler
-    now = [n for n, adapter in known.items() if lacking(handler, adapter.capabilities) is None]
-    return f"{', '.join(now)} can" if now else "no protocol can"
+    return _can(n for n, each in known.items() if lacking(handler, each.capabilities) is None)
+
+
+def telling(fact: str) -> str:
+    """Say which protocols tell a fact that one never tells: "milter, smtp can"."""
+    return _can(n for n, each in installed().items() if fact not in untold(each.capabilities))
+
+
+def _can(names: Iterable[str]) -> str:
+    found = ", ".join(names)
+    return f"{found} can" if found else "no protocol can"

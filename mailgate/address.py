@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import final
 
+from mailgate.errors import Unsupported
+
 _NO_PARAMS: Mapping[str, str | None] = MappingProxyType({})
 _MAX_DOMAIN = 255
+
+
+@final
+class _Untold(Mapping[str, str | None]):
+    """Parameters that are not known: every look at them raises Unsupported."""
+
+    __slots__ = ()
+
+    def __getitem__(self, keyword: str) -> str | None:
+        raise self._not_known()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._not_known()
+
+    def __len__(self) -> int:
+        raise self._not_known()
+
+    def __repr__(self) -> str:
+        return "UNTOLD"
+
+    def __reduce__(self) -> str:
+        return "UNTOLD"
+
+    @staticmethod
+    def _not_known() -> Unsupported:
+        return Unsupported(
+            "params: this protocol does not tell them; declare wants={'params'} and ask "
+            "message.can('params') first"
+        )
+
+
+UNTOLD: Mapping[str, str | None] = _Untold()
+"""The ``params`` of an address on a protocol that tells none: not known, which is not empty."""
 
 
 @final
@@ -40,11 +75,14 @@ class Address(str):
         self = super().__new__(cls, local + at + domain)
         self.local = local
         self.domain = domain
-        self.params = MappingProxyType(dict(params)) if params else _NO_PARAMS
+        if params is UNTOLD:
+            self.params = UNTOLD
+        else:
+            self.params = MappingProxyType(dict(params)) if params else _NO_PARAMS
         return self
 
-    def __reduce__(self) -> tuple[type[Address], tuple[str, dict[str, str | None]]]:
-        return Address, (str(self), dict(self.params))
+    def __reduce__(self) -> tuple[type[Address], tuple[str, Mapping[str, str | None]]]:
+        return Address, (str(self), UNTOLD if self.params is UNTOLD else dict(self.params))
 
     @classmethod
     def from_wire(cls, raw: bytes, params: Mapping[str, str | None] | None = None) -> Address:

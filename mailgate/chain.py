@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
 from mailgate.policy import ANSWERS, Handler, Policy
+from mailgate.session import TOLD_BY
 from mailgate.settings import Seconds
-from mailgate.stage import CAPABILITIES, SILENT_STAGES, OnError, Stage
+from mailgate.stage import CAPABILITIES, FACTS, SILENT_STAGES, OnError, Stage
 
 Capabilities: TypeAlias = Mapping[Stage, frozenset[str]]
 """What a protocol can do: its stages, and at each of them the capabilities.
@@ -115,7 +116,8 @@ def lacking(handler: Handler, capabilities: Capabilities) -> Unmet | None:
     here = capabilities.get(handler.stage)
     silent = handler.optional or not handler.answers
     if here is None:
-        return None if silent else Unmet(handler, (f"the stage {handler.stage}",))
+        wanted = not silent or (handler.needs and not handler.optional)
+        return Unmet(handler, (f"the stage {handler.stage}",)) if wanted else None
     missing = sorted(handler.needs - here)
     if handler.stage is Stage.COMMAND and not silent:
         missing += sorted(handler.verbs - answerable(handler.verbs, here))
@@ -125,7 +127,12 @@ def lacking(handler: Handler, capabilities: Capabilities) -> Unmet | None:
     return Unmet(handler, tuple(missing), elsewhere)
 
 
-def _is_asked(handler: Handler, capabilities: Capabilities | None) -> bool:
+def untold(capabilities: Capabilities | None) -> frozenset[str]:
+    """Return the facts that a protocol tells at no stage: there they are not known."""
+    return frozenset() if capabilities is None else FACTS.difference(*capabilities.values())
+
+
+def is_asked(handler: Handler, capabilities: Capabilities | None) -> bool:
     """Tell whether a protocol ever asks a handler: an optional one it may have no stage for."""
     if capabilities is None:
         return True
@@ -192,7 +199,11 @@ class Bound:
 
 @final
 class Chain:
-    """The handlers of several policies for one protocol, stage by stage, in order."""
+    """The handlers of several policies for one protocol, stage by stage, in order.
+
+    ``untold`` has the facts that the protocol never tells, ``withheld`` the fields of a session
+    that are among them.
+    """
 
     def __init__(
         self, policies: Sequence[Loaded], capabilities: Capabilities | None, defaults: Defaults
@@ -200,10 +211,12 @@ class Chain:
         self.policies = tuple(policies)
         self.capabilities = capabilities
         self.defaults = defaults
+        self.untold = untold(capabilities)
+        self.withheld = tuple(name for name, fact in TOLD_BY.items() if fact in self.untold)
         at: dict[Stage, list[Bound]] = {stage: [] for stage in Stage}
         for index, loaded in enumerate(policies):
             for handler in loaded.policy.handlers:
-                if not _is_asked(handler, capabilities):
+                if not is_asked(handler, capabilities):
                     continue
                 granted = handler.needs | handler.wants
                 if capabilities is not None:

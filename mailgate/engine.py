@@ -96,7 +96,10 @@ class Engine:
         its protocol can.  ``patience`` is how many seconds the peer waits for an answer before
         the end of the message: no question takes longer.
         """
-        return Conversation(self, session, on_wait, chain or self.chain, patience)
+        chain = chain or self.chain
+        if chain.withheld:
+            session.withhold(*chain.withheld)
+        return Conversation(self, session, on_wait, chain, patience)
 
     def use(self, chain: Chain) -> None:
         """Have new conversations use other policies; those under way keep theirs."""

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import final
 
@@ -21,7 +21,9 @@ from mailgate.deadline import stay
 from mailgate.eager import ShieldedStart
 from mailgate.engine import Engine
 from mailgate.errors import ConfigError
+from mailgate.lint import Use, blind
 from mailgate.logs import trouble
+from mailgate.policy import ARGUMENTS, Handler
 from mailgate.watchdog import Watchdog
 from mailgate.workers import LIFELINE, Workers
 
@@ -33,7 +35,7 @@ GRACE = 1.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-def refusal(missing: Unmet, protocol: type[Adapter] | Adapter) -> ConfigError:
+def _unmet(missing: Unmet, protocol: type[Adapter] | Adapter) -> ConfigError:
     """Return why a protocol cannot run a handler: where it stands, and what or who could."""
     handler = missing.handler
     found = [protocol.remedies[need] for need in missing.needs if need in protocol.remedies]
@@ -43,10 +45,36 @@ def refusal(missing: Unmet, protocol: type[Adapter] | Adapter) -> ConfigError:
     )
 
 
+def _blinded(handler: Handler, use: Use, protocol: type[Adapter] | Adapter) -> ConfigError:
+    """Return why a handler must not run that reads, undeclared, what a protocol never tells."""
+    owner = "message" if ARGUMENTS[handler.stage].startswith("message") else "session"
+    fact = repr(use.capability)
+    return ConfigError(
+        f"{handler.name} reads {use.said}; {protocol.name} cannot tell it "
+        f"({adapters.telling(use.capability)}): declare "
+        f"needs={{{fact}}} to run only where it is known, or wants={{{fact}}} and ask "
+        f"{owner}.can({fact})",
+        file=shown(handler.file),
+        line=use.line,
+    )
+
+
+def refusals(
+    policies: Sequence[Loaded], protocol: type[Adapter] | Adapter
+) -> Iterator[ConfigError]:
+    """Yield why a protocol cannot serve each handler that it cannot."""
+    for missing in unmet(policies, protocol.capabilities):
+        yield _unmet(missing, protocol)
+    for loaded in policies:
+        for handler in loaded.policy.handlers:
+            for use in blind(handler, protocol.capabilities):
+                yield _blinded(handler, use, protocol)
+
+
 def check(policies: Sequence[Loaded], protocol: type[Adapter] | Adapter) -> None:
     """Raise ConfigError for the first handler that a protocol cannot serve."""
-    for missing in unmet(policies, protocol.capabilities):
-        raise refusal(missing, protocol)
+    for refusal in refusals(policies, protocol):
+        raise refusal
 
 
 class _Told(SystemExit):

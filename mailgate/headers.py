@@ -296,6 +296,11 @@ class Headers:
         return self._fields
 
     @property
+    def none_came(self) -> bool:
+        """Tell whether the message came without any field."""
+        return not self._section.count
+
+    @property
     def only_added(self) -> tuple[Field, ...] | None:
         """What was added at the bottom where nobody looked at the rest, else None."""
         return self._added if self._fields is None else None

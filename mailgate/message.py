@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, final
 
-from mailgate.address import Address
+from mailgate.address import UNTOLD, Address
 from mailgate.content import PIECE, Body
 from mailgate.errors import LimitExceeded, TooEarly, TooLate
 from mailgate.headers import Field, Headers, Mark, Section, join
@@ -195,7 +195,8 @@ class Message:
     def add_recipient(self, address: str, params: Mapping[str, str | None] | None = None) -> None:
         """Add a recipient; one that is there already is left as it is."""
         require("add_recipient", "message.add_recipient()")
-        new = self._with_params(check_mailbox(address, utf8=self._utf8), params or {})
+        given = {} if params is None else params
+        new = self._with_params(check_mailbox(address, utf8=self._utf8), given)
 
         def apply() -> None:
             if new not in self._recipients:
@@ -215,11 +216,13 @@ class Message:
 
     @property
     def _utf8(self) -> bool:
-        return "SMTPUTF8" in self.original_sender.params
+        params = self.original_sender.params
+        return params is not UNTOLD and "SMTPUTF8" in params
 
     @staticmethod
     def _with_params(address: str, params: Mapping[str, str | None]) -> Address:
-        format_parameters(params)  # raises for what no command could carry
+        if params is not UNTOLD:
+            format_parameters(params)  # raises for what no command could carry
         return Address(address, params)
 
     # -- the content -------------------------------------------------------------------------
@@ -296,10 +299,10 @@ class Message:
             yield self._new_body
 
     def _head(self, *, trace: bool) -> bytes:
-        separator = self._separator
-        if not separator and self._new_body:
+        headers, separator = self.headers, self._separator
+        if not separator and (self._new_body or (headers.none_came and headers.fields)):
             separator = b"\r\n"  # it came without a blank line, and a body could pass for fields
-        return join(self.headers.fields, separator, trace=trace)
+        return join(headers.fields, separator, trace=trace)
 
     def head(self) -> bytes:
         """Return the header section as it leaves, with its blank line; for adapters."""

@@ -128,7 +128,8 @@ def subject(outcome: Outcome, stage: Stage) -> str:
     session = message.session
     match stage:
         case Stage.CONNECT | Stage.CLOSE:
-            return f"{session.client or 'local'}" + (f" ({session.rdns})" if session.rdns else "")
+            rdns = session.rdns if session.tells("rdns") else None
+            return f"{session.client or 'local'}" + (f" ({rdns})" if rdns else "")
         case Stage.HELO:
             return session.helo
         case Stage.MAIL:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
-from typing import Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
-from mailgate.errors import TooLate
+from mailgate.errors import TooLate, Unsupported
 from mailgate.invocation import CURRENT, may, require
 from mailgate.stage import Capability
 from mailgate.syntax import check_host_name
@@ -41,6 +42,11 @@ def _address_of(text: str) -> IPAddress | None:
         return None
 
 
+TOLD_BY: Mapping[str, Capability] = MappingProxyType(
+    {"user": "auth", "tls": "tls", "rdns": "rdns", "rdns_verified": "rdns"}
+)
+"""The fields of a session that not every protocol tells, each with the fact that it belongs to."""
+
 _NO_MACROS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -65,6 +71,9 @@ class Session:
     DNS (RFC 8601 3), None where it is not known.  ``esmtp`` is None before
     HELO, and where the protocol does not tell HELO from EHLO.  ``direction``
     is "out" for the outgoing sessions that OpenSMTPD reports to ``event`` handlers.
+
+    None is an answer.  Where a protocol never tells ``user``, ``tls``, ``rdns`` or
+    ``rdns_verified``, reading it raises Unsupported.
     """
 
     id: str
@@ -99,6 +108,29 @@ class Session:
         object.__setattr__(self, "helo", name)
         object.__setattr__(self, "esmtp", esmtp)
 
+    def withhold(self, *names: str) -> None:
+        """Have fields raise Unsupported: the protocol does not tell them.  `learn` ends that."""
+        for name in names:
+            with suppress(AttributeError):  # it is withheld already
+                object.__delattr__(self, name)
+
+    def tells(self, name: str) -> bool:
+        """Tell whether a field can be read; for those who show whatever there is."""
+        try:
+            object.__getattribute__(self, name)
+        except AttributeError:
+            return False
+        return True
+
+    if not TYPE_CHECKING:  # a type checker would take any name for a field
+
+        def __getattr__(self, name):  # only what is missing is looked for here
+            raise _missing(name)
+
+    def __repr__(self) -> str:
+        told = [each.name for each in fields(self) if each.repr and self.tells(each.name)]
+        return f"Session({', '.join(f'{name}={getattr(self, name)!r}' for name in told)})"
+
     def can(self, capability: Capability) -> bool:
         """Tell whether the running handler may use an action or trust a fact here and now."""
         return may(capability)
@@ -117,6 +149,17 @@ class Session:
             if invocation.undo is None:
                 invocation.undo = self.helo
         self.learn(helo=checked)
+
+
+def _missing(name: str) -> Exception:
+    """Return what a session raises for a field that it does not have."""
+    fact = TOLD_BY.get(name)
+    if fact is None:
+        return AttributeError(f"'Session' object has no attribute {name!r}")
+    return Unsupported(
+        f"session.{name}: this protocol does not tell it; declare wants={{{fact!r}}} and ask "
+        f"session.can({fact!r}) first"
+    )
 
 
 @final

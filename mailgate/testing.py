@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mailgate import adapter as adapters
-from mailgate.address import Address
+from mailgate.address import UNTOLD, Address
 from mailgate.chain import (
     KNOWN_VERBS,
     Capabilities,
@@ -39,6 +39,7 @@ from mailgate.engine import Engine
 from mailgate.errors import Unsupported
 from mailgate.headers import Section, continues_section, parse_fields
 from mailgate.limits import Limits
+from mailgate.lint import blind
 from mailgate.message import Message
 from mailgate.outcome import Outcome
 from mailgate.policy import Policy
@@ -212,7 +213,7 @@ class Mta:
         """Send STARTTLS; the session is encrypted afterwards unless that was refused."""
         reply = self._ask(Stage.STARTTLS, self._conversation.starttls())
         if reply.code < 300:
-            self.session.learn(tls=TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256))
+            self._learn(tls=TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256))
         return reply
 
     def auth(self, user: str, password: str = "", method: str = "PLAIN") -> Reply:
@@ -220,7 +221,7 @@ class Mta:
         attempt = Attempt(method, user, password)
         reply = self._ask(Stage.AUTH, self._conversation.auth(attempt))
         if reply.code < 300:
-            self.session.learn(user=user)
+            self._learn(user=user)
         return reply
 
     def command(self, name: str, argument: str = "") -> Reply:
@@ -240,13 +241,13 @@ class Mta:
         self._refused = None if not self._closed else self._refused
         self.replies.clear()
         self._raw = b""
-        reply = self._ask(Stage.MAIL, self._conversation.mail(Address(sender, params)))
+        reply = self._ask(Stage.MAIL, self._conversation.mail(self._address(sender, params)))
         self.message = self._conversation.message
         return reply
 
     def rcpt(self, recipient: str, params: Mapping[str, str | None] | None = None) -> Reply:
         """Send RCPT."""
-        address = Address(recipient, params)
+        address = self._address(recipient, params)
         reply = self._ask(Stage.RCPT, self._conversation.rcpt(address))
         self.replies[address] = reply
         if any(reply.code < 300 for reply in self.replies.values()) and not self._closed:
@@ -287,6 +288,14 @@ class Mta:
             received=self._received,
             steps=tuple(self.steps),
         )
+
+    def _learn(self, **facts: object) -> None:
+        """Tell the session facts, as far as the protocol does."""
+        withheld = self._engine.chain.withheld
+        self.session.learn(**{n: fact for n, fact in facts.items() if n not in withheld})
+
+    def _address(self, text: str, params: Mapping[str, str | None] | None) -> Address:
+        return Address(text, UNTOLD if "params" in self._engine.chain.untold else params)
 
     async def _content(self, raw: bytes) -> Verdict | None:
         """Show the message as adapters do: fields, pieces of the body, the end."""
@@ -361,6 +370,9 @@ def _capabilities(policies: Sequence[Loaded], adapter: str | None) -> Capabiliti
     capabilities = adapters.load(adapter).capabilities
     for missing in unmet(policies, capabilities):
         raise Unsupported(f"{missing}; {adapter} cannot")
+    for handler in (handler for each in policies for handler in each.policy.handlers):
+        for use in blind(handler, capabilities):
+            raise Unsupported(f"{handler.name} reads {use.said}; {adapter} cannot tell it")
     return capabilities
 
 

@@ -110,7 +110,8 @@ def policy(
     @policy.rcpt(wants={"auth"})
     async def greylist(message: Message, recipient: Address) -> Defer | None:
         session = message.session
-        if session.local or session.user is not None:
+        logged_in = message.can("auth") and session.user is not None
+        if session.local or logged_in:
             return None
         if listed and recipient not in listed and recipient.domain not in listed:
             return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from examples.greylist.greylist import policy
+from mailgate.adapter import load
+from mailgate.stage import Stage
 from mailgate.testing import Mta, send
 
 
@@ -102,5 +104,6 @@ def test_local_clients_pass(client: str | None, clock: Clock) -> None:
     assert send(policy(clock=clock), client=client).accepted
 
 
-def test_logged_in_users_pass(adapter: str, clock: Clock) -> None:
-    assert send(policy(clock=clock), user="ann", adapter=adapter).accepted
+def test_logged_in_users_pass_where_a_protocol_tells_of_them(adapter: str, clock: Clock) -> None:
+    told = "auth" in load(adapter).capabilities[Stage.RCPT]
+    assert send(policy(clock=clock), user="ann", adapter=adapter).accepted is told

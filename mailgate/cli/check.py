@@ -17,11 +17,10 @@ from mailgate.chain import (
     Loaded,
     answerable,
     shows_all,
-    unmet,
 )
 from mailgate.cli import options
 from mailgate.config import Config, load_all
-from mailgate.gateway import refusal
+from mailgate.gateway import refusals
 from mailgate.lint import undeclared
 from mailgate.policy import Handler
 from mailgate.stage import Stage
@@ -63,8 +62,7 @@ def _as_set_up(config: Config, name: str) -> Adapter:
 
 
 def _problems(policies: Sequence[Loaded], protocol: Adapter) -> list[str]:
-    missing = unmet(policies, protocol.capabilities)
-    return [str(refusal(each, protocol)) for each in missing]
+    return [str(refusal) for refusal in refusals(policies, protocol)]
 
 
 def _plan(policies: Sequence[Loaded], name: str) -> str:

@@ -12,11 +12,11 @@ import click
 
 from mailgate import adapter as adapters
 from mailgate import testing
-from mailgate.chain import Loaded, unmet
+from mailgate.chain import Loaded
 from mailgate.cli import options
 from mailgate.config import load_all
 from mailgate.errors import ConfigError
-from mailgate.gateway import check
+from mailgate.gateway import check, refusals
 from mailgate.outcome import Outcome, lines, printable
 from mailgate.verdict import verb
 
@@ -139,7 +139,7 @@ def _missed(outcome: Outcome, expect: str) -> int:
 
 def _runs_on(policies: Sequence[Loaded]) -> str:
     installed = adapters.installed()
-    able = [n for n, a in installed.items() if not unmet(policies, a.capabilities)]
+    able = [n for n, a in installed.items() if not any(refusals(policies, a))]
     return f"runs on   {', '.join(able) or 'no installed protocol; see mailgate check'}"
 
 

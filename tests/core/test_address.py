@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailgate.address import Address
+from mailgate.address import UNTOLD, Address
+from mailgate.errors import Unsupported
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,44 @@ def test_it_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(address), pickle.loads(pickle.dumps(address))):
         assert other == address
         assert (other.local, other.domain, other.params) == ("a", "b.example", {"SIZE": "10"})
+
+
+# -- parameters that are not told ----------------------------------------------------------------
+
+Params = Mapping[str, str | None]
+LOOKS: dict[str, Callable[[Params], object]] = {
+    "[]": lambda params: params["SIZE"],
+    "get": lambda params: params.get("SIZE"),
+    "in": lambda params: "SIZE" in params,
+    "bool": bool,
+    "len": len,
+    "iter": iter,
+    "dict": dict,
+    "keys": lambda params: "SIZE" in params.keys(),  # noqa: SIM118
+    "values": lambda params: [*params.values()],
+    "items": lambda params: [*params.items()],
+    "==": lambda params: params == {},
+    "!=": lambda params: params != {},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_parameters_that_are_not_told_are_not_none(look: Callable[[Params], object]) -> None:
+    for address in (Address("a@b.example", UNTOLD), Address.from_wire(b"a@b.example", UNTOLD)):
+        with pytest.raises(Unsupported) as caught:
+            look(address.params)
+        assert str(caught.value) == (
+            "params: this protocol does not tell them; declare wants={'params'} and ask "
+            "message.can('params') first"
+        )
+
+
+def test_an_address_without_known_parameters_is_one_like_any_other() -> None:
+    address = Address("Ann@B.example", UNTOLD)
+    assert address == Address("Ann@b.example")
+    assert (address.local, address.domain) == ("Ann", "b.example")
+    assert repr(address.params) == "UNTOLD"
+    others = (copy.copy(address), copy.deepcopy(address), pickle.loads(pickle.dumps(address)))
+    for other in (*others, Address(address, address.params)):
+        assert other == address
+        assert other.params is UNTOLD

@@ -16,6 +16,7 @@ from mailgate.chain import (
     Interest,
     Loaded,
     unmet,
+    untold,
 )
 from mailgate.message import Message
 from mailgate.policy import Policy
@@ -23,6 +24,9 @@ from mailgate.session import Attempt, Session
 from mailgate.stage import Stage
 from mailgate.verdict import Verdict
 from tests.core.asking import loaded
+
+RDNS = ("rdns", "rdns_verified")
+WITHHELD = ("user", "tls", *RDNS)
 
 
 async def on_message(message: Message) -> Verdict | None: ...
@@ -322,6 +326,14 @@ def test_a_stage_that_a_protocol_lacks() -> None:
     assert missing(sees_session, "helo") == []
 
 
+def test_what_only_looks_on_needs_the_stage_where_it_says_that_it_needs_something() -> None:
+    """Never asked, it would go without what it was promised."""
+    said = ["sees_session needs the stage helo"]
+    assert missing(sees_session, "helo", needs={"tls"}) == said
+    assert missing(sees_session, "helo", wants={"tls"}) == []
+    assert missing(sees_session, "helo", needs={"tls"}, optional=True) == []
+
+
 def test_an_optional_handler_still_needs_what_it_needs() -> None:
     """Where the stage is, it runs: then without what it was promised."""
     assert missing(on_message, "message", needs={"discard"}, optional=True)
@@ -382,3 +394,30 @@ def test_everything_that_is_missing_is_named_in_order() -> None:
     found = unmet([*loaded(made), *loaded(made)], ABLE)
     assert [each.handler.name for each in found] == ["on_session", "on_message"] * 2
     assert [each.needs for each in found[:2]] == [("the stage helo",), ("discard",)]
+
+
+# -- what is told nowhere ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "facts", "fields"),
+    [
+        (None, set(), ()),
+        ({}, {"credentials", "rdns", "tls", "auth", "params"}, WITHHELD),
+        (
+            {Stage.CONNECT: {"rdns"}, Stage.MAIL: {"tls", "discard"}, Stage.CLOSE: {"params"}},
+            {"credentials", "auth"},
+            ("user",),
+        ),
+        ({Stage.AUTH: {"credentials"}, Stage.DONE: {"auth", "tls", "params"}}, {"rdns"}, RDNS),
+    ],
+)
+def test_what_a_protocol_never_tells(
+    capabilities: dict[Stage, set[str]] | None, facts: set[str], fields: tuple[str, ...]
+) -> None:
+    """A fact that is told at any stage is known, or known to be none."""
+    here = None if capabilities is None else {s: frozenset(c) for s, c in capabilities.items()}
+    chain = Chain([], here, Defaults())
+    assert untold(here) == chain.untold == facts
+    assert chain.withheld == fields
+    assert chain.without(frozenset({"discard"})).withheld == fields

@@ -287,3 +287,54 @@ async def test_a_message_that_is_too_big_needs_no_more_of_it(oversize: OnError) 
     await to_headers(conversation)
     conversation.too_big()
     assert not conversation.wants_body
+
+
+# -- what it never tells -------------------------------------------------------------------------
+
+
+@in_loop
+async def test_what_a_protocol_never_tells_fails_the_handler_that_reads_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """None would pass for a client that has not logged in."""
+    policy = Policy("p")
+
+    @policy.mail(on_error="reject")
+    async def trusted_only(message: Message) -> Verdict | None:
+        return None if message.session.user == "ann" else Reject("log in")
+
+    told: Capabilities = {Stage.MAIL: frozenset({"auth"})}
+    assert reply(await mailed(policy, told)) == "550 5.7.1 log in"
+    assert reply(await mailed(policy, None)) == "550 5.7.1 log in"
+    for chain in (None, Chain(loaded(policy), {Stage.MAIL: frozenset()}, Defaults())):
+        verdict = await mailed(policy, {Stage.MAIL: frozenset()}, chain)
+        assert reply(verdict) == FAILED["reject"]
+        assert "Unsupported: session.user: this protocol does not tell it" in caplog.text
+        caplog.clear()
+
+
+async def mailed(
+    policy: Policy, capabilities: Capabilities | None, chain: Chain | None = None
+) -> Verdict | None:
+    """Return what MAIL is answered with, of an adapter that says no more than it knows."""
+    session = Session("s1", "test")
+    conversation = engine(policy, capabilities=capabilities).converse(session, chain=chain)
+    verdict = await conversation.mail(SENDER)
+    await conversation.close()
+    return verdict
+
+
+@in_loop
+async def test_what_a_protocol_tells_late_is_none_before() -> None:
+    seen: list[object] = []
+    policy = Policy("p")
+
+    @policy.connect
+    async def connected(session: Session) -> None:
+        seen.append(session.tls)
+
+    conversation = converse(
+        policy, capabilities={Stage.CONNECT: frozenset(), Stage.MAIL: frozenset({"tls"})}
+    )
+    assert await conversation.connect() is None
+    assert seen == [None]

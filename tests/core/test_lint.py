@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from mailgate.address import Address
-from mailgate.lint import undeclared
+from mailgate.lint import blind, undeclared
 from mailgate.message import Message
 from mailgate.policy import Handler, Policy
 from mailgate.session import Session
+from mailgate.stage import Stage
 from mailgate.verdict import Authenticated, Discard, Quarantine, Reject, Verdict
 
 
@@ -30,7 +31,7 @@ async def rewrites(message: Message) -> None:
 
 def test_each_use_is_named_once_with_its_line() -> None:
     line = rewrites.__code__.co_firstlineno
-    fact = "on a protocol that does not tell it, nobody has it"
+    fact = "on a protocol that never tells it, it raises"
     action = "it fails whenever it is asked"
     said = "rewrites uses {} undeclared, line {}: {}; declare needs={{{!r}}}"
     assert set(undeclared(handler(rewrites))) == {
@@ -111,3 +112,144 @@ def test_without_source_there_are_no_hints() -> None:
     names: dict[str, Any] = {}
     exec("def f(message): message.change_sender('a@b')", names)
     assert undeclared(handler(names["f"])) == []
+
+
+# -- what surely cannot work ---------------------------------------------------------------------
+
+DARK = dict.fromkeys((Stage.HELO, Stage.MAIL, Stage.RCPT), frozenset[str]())
+"""A protocol that tells no fact at all."""
+
+
+async def by_name(message: Message) -> None:
+    session = message.session
+    print(session.helo)
+    print(session.user, session.user, session.tls)
+
+
+async def at_once(message: Message) -> None:
+    print(message.session.rdns, message.sender.params, message.original_sender.params)
+
+
+async def in_a_loop(mail: Message, to: Address) -> None:
+    for each in mail.recipients:
+        print(each.params)
+
+
+async def in_a_comprehension(mail: Message) -> None:
+    print([each.params for each in mail.original_recipients[1:]])
+
+
+async def by_index(mail: Message) -> None:
+    print(mail.recipients[0].params)
+
+
+async def on_the_way(mail: Message) -> None:
+    if (whose := mail.session) and (sender := mail.sender):
+        print(whose.user, sender.params)
+
+
+async def annotated(mail: Message) -> None:
+    client: Session = mail.session
+    print(client.tls)
+
+
+def of_the_client(client: Session) -> None:
+    def inner() -> None:
+        print(client.rdns_verified)
+
+    inner()
+
+
+async def of_the_recipient(mail: Message, to: Address) -> None:
+    print(to.params.get("NOTIFY"))
+
+
+@pytest.mark.parametrize(
+    ("function", "stage", "reads"),
+    [
+        (by_name, "mail", [("session.user", 3), ("session.tls", 3)]),
+        (at_once, "mail", [("session.rdns", 1), ("params", 1)]),
+        (in_a_loop, "rcpt", [("params", 2)]),
+        (in_a_comprehension, "mail", [("params", 1)]),
+        (by_index, "mail", [("params", 1)]),
+        (on_the_way, "mail", [("session.user", 2), ("params", 2)]),
+        (annotated, "mail", [("session.tls", 2)]),
+        (of_the_client, "helo", [("session.rdns_verified", 2)]),
+        (of_the_recipient, "rcpt", [("params", 1)]),
+    ],
+)
+def test_a_fact_that_is_never_told_is_found_with_its_line(
+    function: Any, stage: str, reads: list[tuple[str, int]]
+) -> None:
+    first = function.__code__.co_firstlineno
+    found = blind(handler(function, stage), DARK)
+    assert {(use.said, use.line - first) for use in found} == set(reads)
+    assert blind(handler(function, stage, needs={"auth", "tls", "rdns", "params"}), DARK) == []
+    told = {**DARK, Stage.DONE: frozenset({"auth", "tls", "rdns", "params"})}
+    assert blind(handler(function, stage), told) == []
+
+
+class Pool:
+    """Something of another library, with names like ours."""
+
+    user = tls = params = ""
+    session: Any
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ending: object) -> None: ...
+
+
+async def asks_another_service(message: Message) -> None:
+    with Pool() as session:
+        print(session.user, session.params)
+
+
+async def has_other_sessions(message: Message) -> None:
+    request = Pool()
+    print(request.params, request.session.user)
+
+
+async def uses_a_name_twice(message: Message) -> None:
+    session: Any = message.session
+    print(session.user)
+    session = Pool()
+    print(session.user)
+
+
+async def shadows(session: Session) -> None:
+    print([session.tls for session in [Pool()]])
+
+
+async def writes(message: Message) -> None:
+    message.session.user = "ann"  # type: ignore[misc]
+
+
+async def only_acts(message: Message) -> None:
+    message.add_recipient("a@b.example")
+
+
+@pytest.mark.parametrize(
+    ("function", "stage"),
+    [
+        (asks_another_service, "mail"),
+        (has_other_sessions, "mail"),
+        (uses_a_name_twice, "mail"),
+        (shadows, "helo"),
+        (writes, "mail"),
+        (only_acts, "mail"),
+    ],
+)
+def test_what_is_not_sure_is_a_hint_only(function: Any, stage: str) -> None:
+    assert undeclared(handler(function, stage)) != []
+    assert blind(handler(function, stage), DARK) == []
+
+
+def test_who_is_never_asked_reads_nothing() -> None:
+    async def login(session: Session, attempt: Any) -> None:
+        print(session.tls)
+
+    able = {**DARK, Stage.AUTH: frozenset[str]()}
+    assert blind(handler(login, "auth", optional=True), DARK) == []
+    assert len(blind(handler(login, "auth", optional=True), able)) == 1

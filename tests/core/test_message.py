@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailgate.address import Address
+from mailgate.address import UNTOLD, Address
 from mailgate.content import Body
 from mailgate.errors import LimitExceeded, TooEarly, TooLate, Undeclared, Unsupported
 from mailgate.headers import Section, parse_fields
@@ -208,6 +208,14 @@ def test_a_new_body_never_becomes_header_fields() -> None:
     assert added.raw == SECTION + b"X-A: 1\r\n" + TEXT  # not named by the edit: no blank line
 
 
+def test_a_text_without_a_header_never_becomes_part_of_a_new_field() -> None:
+    """Its first line may begin with a blank, as the rest of a folded field does."""
+    bare = message(section=b"", separator=b"", body=b" but not really\r\n")
+    assert bare.raw == b" but not really\r\n"
+    bare.headers.add("X-Spam-Flag", "YES")
+    assert bare.raw == b"X-Spam-Flag: YES\r\n\r\n but not really\r\n"
+
+
 # -- the stages of edits -------------------------------------------------------------------------
 
 EDITS: dict[str, tuple[Callable[[Message], object], set[Stage]]] = {
@@ -300,6 +308,23 @@ def test_a_changed_recipient_keeps_its_parameters() -> None:
     edited.accept_recipient(old, old)
     edited.change_recipient(old, "c@d.example")
     assert edited.recipients[0].params == {"NOTIFY": "NEVER"}
+
+
+def test_an_envelope_without_known_parameters_can_be_changed() -> None:
+    """Nobody but the handler asks for them; without SMTPUTF8 it stays ASCII."""
+    edited = message(sender=Address("a@b.example", UNTOLD), stage=Stage.MAIL)
+    old = Address("r@b.example", UNTOLD)
+    edited.accept_recipient(old, old)
+    edited.change_sender("c@d.example")
+    edited.change_recipient(old, "s@b.example")
+    edited.add_recipient("t@b.example")
+    edited.remove_recipient("u@b.example")
+    assert edited.sender == "c@d.example"
+    assert [*edited.recipients] == ["s@b.example", "t@b.example"]
+    assert edited.sender.params is edited.recipients[0].params is UNTOLD
+    assert edited.recipients[1].params == {}
+    with pytest.raises(ValueError, match="needs SMTPUTF8"):
+        edited.add_recipient("ü@b.example")
 
 
 def test_only_a_recipient_can_be_changed() -> None:

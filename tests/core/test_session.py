@@ -138,3 +138,44 @@ async def test_after_its_handler_a_greeting_is_not_changed() -> None:
 def test_an_event_has_a_name_and_fields() -> None:
     event = Event("greeting", {"hostname": "mx.example"})
     assert (event.name, event.fields["hostname"]) == ("greeting", "mx.example")
+
+
+# -- what a protocol does not tell ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [("user", "auth"), ("tls", "tls"), ("rdns", "rdns"), ("rdns_verified", "rdns")],
+)
+def test_what_is_withheld_is_not_none(name: str, fact: str) -> None:
+    ours = session(user="ann", tls=TLS("TLSv1.3"), rdns="mx.example", rdns_verified=True)
+    ours.withhold(name)
+    ours.withhold(name)
+    for look in (getattr, hasattr):
+        with pytest.raises(Unsupported) as caught:
+            look(ours, name)
+        assert str(caught.value) == (
+            f"session.{name}: this protocol does not tell it; declare wants={{{fact!r}}} and ask "
+            f"session.can({fact!r}) first"
+        )
+    assert not ours.tells(name)
+    ours.learn(**{name: None})
+    assert ours.tells(name)
+    assert getattr(ours, name) is None
+
+
+def test_what_no_session_has_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"'Session' object has no attribute 'usr'"):
+        session().usr  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(session(), "usr")
+
+
+def test_a_session_shows_what_is_told() -> None:
+    ours = session(helo="mx.example", user="ann")
+    assert repr(ours).startswith("Session(id='s1', adapter='test', client=None, client_port=0, ")
+    assert "user='ann', macros=mappingproxy({})" in repr(ours)
+    assert "state" not in repr(ours)
+    ours.withhold("user", "rdns")
+    assert "user" not in repr(ours)
+    assert "rdns=" not in repr(ours)
+    assert "rdns_verified=None, helo='mx.example'" in repr(ours)

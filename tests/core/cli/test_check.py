@@ -12,6 +12,8 @@ from mailgate.errors import ConfigError
 from tests.core.cli.running import Command
 from tests.core.pigeon import install
 
+ROOT = Path(__file__).parents[3]
+
 OUTGOING = """
 from mailgate import Address, Message, Policy, Reject, Session
 
@@ -49,6 +51,7 @@ def test_the_plan(command: Command, gate: Path) -> None:
         ["gate", "headers", "mark", "thread", "edits"],
         ["milter", "ok", "replies: rcpt, headers", "content: headers"],
         ["opensmtpd", "ok", "replies: rcpt, headers", "content: headers"],
+        ["opensmtpd52", "ok", "replies: rcpt, headers", "content: headers"],
         ["smtp", "ok", "replies: rcpt, headers", "content: headers"],
     ]
 
@@ -57,7 +60,7 @@ def test_the_plan(command: Command, gate: Path) -> None:
 def test_what_stands_against_it(command: Command) -> None:
     done = command("check", "outgoing.py")
     assert done.status == 0
-    *handlers, hint, milter, opensmtpd, smtp = done.lines
+    *handlers, hint, milter, opensmtpd, no_command, no_sender, smtp = done.lines
     assert rows(handlers) == [
         ["outgoing", "connect", "look", "thread", "observes"],
         ["outgoing", "helo", "sees", "async", "observes"],
@@ -78,6 +81,14 @@ def test_what_stands_against_it(command: Command) -> None:
     assert opensmtpd.startswith(
         "opensmtpd    no    outgoing.py:15: rewrite needs change_sender (in mail only); "
         "opensmtpd cannot (milter, smtp can"
+    )
+    assert no_command == (
+        "opensmtpd52  no    outgoing.py:12: quiet needs the stage command; "
+        "opensmtpd52 cannot (opensmtpd, smtp can)"
+    )
+    assert no_sender == (
+        "opensmtpd52  no    outgoing.py:15: rewrite needs auth, change_sender; "
+        "opensmtpd52 cannot (milter, smtp can)"
     )
     assert smtp.startswith("smtp         ok    replies: message, command")
 
@@ -103,6 +114,7 @@ def test_one_protocol_is_enough_unless_it_is_named(
     assert [line.split()[:2] for line in done.lines[1:]] == [
         ["milter", "ok"],
         ["opensmtpd", "ok"],
+        ["opensmtpd52", "no"],
         ["pigeon", "no"],
         ["smtp", "ok"],
     ]
@@ -154,9 +166,10 @@ def test_verbs_that_a_protocol_does_not_show_will_stay_silent(
     (here / "commands.py").write_text(COMMANDS)
     done = command("check", "commands.py")
     assert done.status == 0
-    milter, opensmtpd, smtp = rows(done.lines[-3:])
+    milter, opensmtpd, opensmtpd52, smtp = rows(done.lines[-4:])
     assert milter[-1] == "silent: auth, command ETRN, command NOOP RSET, command (known verbs)"
     assert opensmtpd[-1] == "silent: command ETRN XYZZY"
+    assert opensmtpd52[-1] == "silent: auth, command"
     assert "silent" not in smtp[-1]
 
 
@@ -166,7 +179,7 @@ def test_unknown_verbs_cannot_be_answered_everywhere(command: Command, here: Pat
     )
     done = command("check", "commands.py")
     assert done.status == 0
-    milter, opensmtpd, smtp = done.lines[-3:]
+    milter, opensmtpd, _, smtp = done.lines[-4:]
     assert milter.split()[:2] == ["milter", "ok"]
     assert opensmtpd == (
         "opensmtpd    no    commands.py:9: answers needs XYZZY; "
@@ -225,3 +238,85 @@ def test_json(command: Command, here: Path) -> None:
         ],
     }
     assert report["protocols"]["smtp"] == {"ok": True, "problems": []}
+
+
+# -- what a protocol does not tell ---------------------------------------------------------------
+
+READS = """
+from mailgate import Address, Message, Policy, Reject, Session
+
+policy = Policy("reads")
+
+@policy.connect
+async def greet(session: Session) -> Reject | None:
+    return None if session.rdns else Reject("no name")
+
+@policy.rcpt
+async def insiders(message: Message, recipient: Address) -> Reject | None:
+    session = message.session
+    if session.tls and (
+        session.user
+        or session.user == recipient.local
+    ):
+        return None
+    return Reject("log in")
+"""
+INSIDERS = (
+    "reads.py:14: insiders reads session.user; {} cannot tell it ({}): declare needs={{'auth'}} "
+    "to run only where it is known, or wants={{'auth'}} and ask message.can('auth')"
+)
+GREET = (
+    "reads.py:8: greet reads session.rdns; pigeon cannot tell it ({}): declare needs={{'rdns'}} "
+    "to run only where it is known, or wants={{'rdns'}} and ask session.can('rdns')"
+)
+
+
+def test_what_a_protocol_never_tells_is_refused_where_it_is_read(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """One line for each fact that a handler reads, and what protocols tell is no matter."""
+    install(tmp_path, monkeypatch)
+    (here / "reads.py").write_text(READS)
+    known = "milter, opensmtpd, smtp can"
+    named = "milter, opensmtpd, opensmtpd52, smtp can"
+    for name in ("milter", "opensmtpd", "smtp"):
+        assert command("check", "reads.py", "-p", name).status == 0
+    done = command("check", "reads.py", "-p", "pigeon")
+    assert done.status == 1
+    assert [line for line in done.lines if line.startswith("pigeon")] == [
+        f"pigeon       no    {GREET.format(named)}",
+        f"pigeon       no    {INSIDERS.format('pigeon', known)}",
+    ]
+    report = json.loads(command("check", "reads.py", "--json").out)["protocols"]["opensmtpd52"]
+    told = "insiders reads session.tls; opensmtpd52 cannot tell it (milter, opensmtpd, "
+    (first, second) = sorted(report["problems"])
+    assert (report["ok"], second) == (False, INSIDERS.format("opensmtpd52", known))
+    assert first.startswith(f"reads.py:13: {told}pigeon, smtp can)")
+
+
+@pytest.mark.parametrize("declared", ["needs", "wants"])
+def test_what_is_declared_is_not_refused_as_read(
+    command: Command, here: Path, declared: str
+) -> None:
+    """What is needed is refused as that; what is wanted can be asked about."""
+    (here / "reads.py").write_text(
+        READS.replace("@policy.rcpt", f"@policy.rcpt({declared}={{'auth', 'tls'}})")
+    )
+    done = command("check", "reads.py", "-p", "opensmtpd52")
+    assert done.status == (1 if declared == "needs" else 0)
+    last = "opensmtpd52  no    reads.py:10: insiders needs auth, tls; opensmtpd52 cannot ("
+    assert done.lines[-1].startswith(last if declared == "needs" else "opensmtpd52  ok  ")
+
+
+def test_every_command_refuses_what_is_read(
+    shell: Command, program: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    (here / "reads.py").write_text(READS.replace("session.tls", "session.local"))
+    refused = INSIDERS.format("opensmtpd52", "milter, opensmtpd, smtp can")
+    assert shell("test", "reads.py", "-p", "opensmtpd52").err == f"{refused}\n"
+    assert shell("test", "reads.py").lines[-1] == "runs on   milter, opensmtpd, smtp"
+    install(tmp_path, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    done = program("run", "-p", "pigeon", "reads.py")
+    named = "milter, opensmtpd, opensmtpd52, smtp can"
+    assert (done.status, done.out, done.err) == (78, "", f"{GREET.format(named)}\n")

@@ -73,8 +73,18 @@ class Adapter(Protocol):
     def release(self) -> None:
         """Give it back: the policies cannot be loaded, and nothing will be served."""
 
+    def confine(self) -> None:
+        """Give up what only the start needed, such as root.  Raises ConfigError.
+
+        The policies are imported, and nothing of theirs runs yet.
+        """
+
     async def serve(self, engine: Engine) -> None:
-        """Serve until the peer ends it or `drain` was called.  Raises ConfigError only."""
+        """Serve until the peer ends it or `drain` was called.
+
+        Raises ConfigError; and PeerError where the protocol cannot go on, such as when framing
+        is lost on the one socket there is.
+        """
 
     def accepts(self, interest: Interest) -> str | None:
         """Return why a reload with another interest is refused, or None."""

@@ -3,6 +3,7 @@
     MailgateError
     +-- ConfigError             ours, before serving: shown as one line, exit status 78
     |   +-- PolicyError         a policy module cannot be used as it is written
+    +-- PeerError               what the peer sent ends the process: one line, exit status 1
     +-- Misuse                  a handler used the API wrongly: its ``on_error`` decides
     |   +-- Undeclared          an action that the handler did not declare
     |   +-- Unsupported         an action that it wants, on a protocol that lacks it
@@ -13,7 +14,7 @@
     +-- DeadlineExceeded        a handler did not answer in time
     +-- ThreadsExhausted        too many ``def`` handlers never came back
 
-What a peer sends raises nothing: a decoder turns it into events, faulty ones among them.
+What a peer sends raises nothing else: a decoder turns it into events, faulty ones among them.
 Imports nothing of ours.
 """
 
@@ -46,6 +47,13 @@ class ConfigError(MailgateError):
 
 class PolicyError(ConfigError):
     """A policy that is written wrongly: a handler's arguments, an option, a capability."""
+
+
+class PeerError(MailgateError):
+    """What the peer sent ends the process; ``str()`` is the one line to show.
+
+    Raised by an adapter's ``serve``, and only where the protocol cannot go on from there.
+    """
 
 
 class Misuse(MailgateError):

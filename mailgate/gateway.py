@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from typing import final
 
 from mailgate import adapter as adapters
+from mailgate import stdio
 from mailgate.adapter import Adapter
 from mailgate.chain import Chain, Loaded, Unmet, unmet
 from mailgate.config import Config, load_all, shown
@@ -141,6 +142,7 @@ class Gateway:
         except _Told:
             log.warning("%s", self._told)
             return True
+        stdio.occupy()  # a policy may have closed one
         runner = asyncio.Runner(loop_factory=_loop_factory())
         loop = runner.get_loop()
         try:
@@ -300,6 +302,8 @@ class Gateway:
             loop.add_signal_handler(number, give_up, number.name)
         try:
             self._leave_if_told()
+            for service in self._services:
+                service.adapter.confine()
             await self._enter(policies)
             self._leave_if_told()
         except BaseException:
@@ -383,7 +387,7 @@ async def _still_waiting(tasks: set[ShieldedStart]) -> set[ShieldedStart]:
         _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         await stay()
-        return tasks
+        return {task for task in tasks if not task.done()}
     return waiting
 
 

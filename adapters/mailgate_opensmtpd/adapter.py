@@ -64,6 +64,9 @@ class OpenSMTPDAdapter:
     def release(self) -> None:
         """Keep what there is: the process ends."""
 
+    def confine(self) -> None:
+        """Do nothing: smtpd says who we are."""
+
     async def serve(self, engine: Engine) -> None:
         """Filter until smtpd closes the pipe.  ConfigError for an smtpd that is too old or new."""
         self._interest = engine.interest

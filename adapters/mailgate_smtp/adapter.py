@@ -118,6 +118,9 @@ class SmtpAdapter:
         listen.release([each for _, each in self._sockets])
         self._sockets.clear()
 
+    def confine(self) -> None:
+        """Do nothing: the service manager says who we are."""
+
     async def serve(self, engine: Engine) -> None:
         """Serve until `drain`."""
         options = self._options

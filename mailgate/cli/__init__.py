@@ -20,6 +20,7 @@ COMMANDS = {
 }
 """Name -> what --help says of it, so that --help imports no command."""
 
+EX_PEER = 1
 EX_SOFTWARE = 70  # sysexits(3)
 EX_CONFIG = 78
 
@@ -110,12 +111,15 @@ def leave(status: int) -> NoReturn:
 
 def _say(error: Exception) -> int:
     """Print the one line of an error; return its exit status."""
-    from mailgate.errors import ConfigError
+    from mailgate.errors import ConfigError, PeerError
 
     text = " ".join(str(error).split())
     if isinstance(error, ConfigError):
         click.echo(text, err=True)
         return EX_CONFIG
+    if isinstance(error, PeerError):
+        click.echo(text, err=True)
+        return EX_PEER
     click.echo(
         f"mailgate: internal error: {type(error).__name__}: {text} (-v says more)", err=True
     )

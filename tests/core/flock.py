@@ -59,6 +59,9 @@ class Dove:
     def release(self) -> None:
         HAPPENED.append(f"{self.name} released")
 
+    def confine(self) -> None:
+        HAPPENED.append(f"{self.name} confined")
+
     async def serve(self, engine: Engine) -> None:
         """Serve until `drain`, as an adapter does: whoever cancels it is a policy."""
         type(self).engine = engine

@@ -60,6 +60,9 @@ class Pigeon:
     def release(self) -> None:
         HAPPENED.append("released")
 
+    def confine(self) -> None:
+        HAPPENED.append("confined")
+
     async def serve(self, engine: Engine) -> None:
         HAPPENED.append("serves")
         type(self).drained = asyncio.Event()

@@ -18,7 +18,7 @@ import pytest
 from mailgate.chain import Defaults
 from mailgate.config import Config, Use
 from mailgate.engine import Engine
-from mailgate.errors import ConfigError
+from mailgate.errors import ConfigError, PeerError
 from mailgate.gateway import Gateway
 from mailgate.limits import Limits
 from mailgate.session import Session
@@ -98,7 +98,7 @@ def test_the_protocol_is_claimed_before_policies_are_there() -> None:
     write(GATE)
     assert serve(nothing)
     assert [
-        *("made on the roof", "claimed", "loaded", "entered one", "entered two"),
+        *("made on the roof", "claimed", "loaded", "confined", "entered one", "entered two"),
         *("serves", "served", "left two", "left one"),
     ] == HAPPENED
 
@@ -184,15 +184,35 @@ def test_a_configuration_that_cannot_be_read_claims_nothing() -> None:
     assert HAPPENED == []
 
 
-def test_a_fault_of_the_protocol_leaves_the_resources() -> None:
+def test_a_protocol_that_cannot_be_confined_is_released_and_runs_no_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(self: Pigeon) -> None:
+        raise ConfigError("there is no user pigeon here")
+
     write(GATE)
+    monkeypatch.setattr(Pigeon, "confine", refuses)
+    with pytest.raises(ConfigError, match=r"^there is no user pigeon here$"):
+        serve(nothing)
+    assert HAPPENED == ["made on the roof", "claimed", "loaded", "released"]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("ours"), PeerError("theirs")], ids=repr)
+def test_a_fault_of_the_protocol_leaves_the_resources_and_ends_the_threads(
+    fault: Exception,
+) -> None:
+    write(GATE)
+    ran: list[threading.Thread] = []
 
     async def fails(engine: Engine) -> None:
-        raise RuntimeError("ours")
+        ran.append(await engine.threads.run(threading.current_thread))
+        raise fault
 
-    with pytest.raises(RuntimeError, match="ours"):
+    with pytest.raises(type(fault), match=str(fault)):
         serve(fails)
     assert HAPPENED[-2:] == ["left two", "left one"]
+    ran[0].join(20)
+    assert not ran[0].is_alive()
 
 
 def test_what_was_claimed_is_released_where_a_policy_cannot_be_loaded() -> None:

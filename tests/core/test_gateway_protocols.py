@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mailgate.config import Config, Use
-from mailgate.errors import ConfigError
+from mailgate.errors import ConfigError, PeerError
 from mailgate.gateway import Gateway
 from mailgate.session import Session
 from tests.core.asking import SENDER
@@ -101,7 +101,8 @@ def test_all_that_have_a_table_are_served_and_drained() -> None:
 
     assert serve(script)
     assert [
-        *("dove claimed", "owl claimed", "loaded", "dove serves", "owl serves"),
+        *("dove claimed", "owl claimed", "loaded", "dove confined", "owl confined"),
+        *("dove serves", "owl serves"),
         *("dove drains", "owl drains", "dove served", "owl served"),
     ] == HAPPENED
     assert answers == ["first", "first"]
@@ -109,7 +110,9 @@ def test_all_that_have_a_table_are_served_and_drained() -> None:
 
 def test_one_that_has_no_table_is_not_served() -> None:
     assert serve(leave, {"owl": {}})
-    assert HAPPENED == ["owl claimed", "loaded", "owl serves", "owl drains", "owl served"]
+    assert [
+        *("owl claimed", "loaded", "owl confined", "owl serves", "owl drains", "owl served")
+    ] == HAPPENED
 
 
 def test_one_on_stdin_is_left_out() -> None:
@@ -120,12 +123,16 @@ def test_one_on_stdin_is_left_out() -> None:
 def test_one_on_stdin_is_served_when_it_is_named() -> None:
     Mole.script = staticmethod(leave)
     assert serve(tables={**BOTH, "mole": {}}, name="mole")
-    assert HAPPENED == ["mole claimed", "loaded", "mole serves", "mole drains", "mole served"]
+    assert [
+        *("mole claimed", "loaded", "mole confined", "mole serves", "mole drains", "mole served")
+    ] == HAPPENED
 
 
 def test_one_that_is_named_is_served_alone_and_needs_no_table() -> None:
     assert serve(leave, {"dove": {}}, name="owl")
-    assert HAPPENED == ["owl claimed", "loaded", "owl serves", "owl drains", "owl served"]
+    assert [
+        *("owl claimed", "loaded", "owl confined", "owl serves", "owl drains", "owl served")
+    ] == HAPPENED
 
 
 @pytest.mark.parametrize("tables", [{}, {"mole": {}}])
@@ -173,10 +180,15 @@ async def fails(bird: Dove) -> None:
     raise ConfigError("out of mice")
 
 
-def test_one_that_fails_ends_all(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ConfigError, PeerError])
+def test_one_that_fails_ends_all(kind: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
     """The others are drained: being cancelled does not end an adapter."""
-    with pytest.raises(ConfigError, match="out of mice"):
-        serve(fails)
+
+    async def script(owl: Dove) -> None:
+        raise kind("out of mice")
+
+    with pytest.raises(kind, match="out of mice"):
+        serve(script)
     assert HAPPENED[-1] == "dove served"
     assert caplog.records == []
 
@@ -246,6 +258,27 @@ def test_a_policy_that_cancels_every_task_at_sigterm_keeps_none_from_draining(tu
     assert serve(script)
     assert HAPPENED[-4:-2] == ["dove drains", "owl drains"]
     assert sorted(HAPPENED[-2:]) == ["dove served", "owl served"]
+
+
+def test_a_task_that_cancels_all_others_in_every_turn_keeps_none_from_ending() -> None:
+    storms: list[asyncio.Task[None]] = []
+    turns = 0
+
+    async def storm() -> None:
+        nonlocal turns
+        while turns < 10_000:
+            turns += 1
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+
+    async def script(owl: Dove) -> None:
+        storms.append(asyncio.create_task(storm()))
+        await leave(owl)
+
+    assert serve(script)
+    assert sorted(HAPPENED[-2:]) == ["dove served", "owl served"]
+    assert turns < 1000
 
 
 # -- reload --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mailgate import settings
 from mailgate.chain import Defaults, Loaded
 from mailgate.errors import ConfigError
 from mailgate.limits import Limits
-from mailgate.logs import Format, Level
+from mailgate.logs import Format, Level, To
 from mailgate.policy import Policy
 from mailgate.settings import Seconds
 from mailgate.stage import OnError
@@ -34,6 +34,7 @@ class Log:
 
     level: Level = "info"
     format: Format = "auto"
+    to: To = "auto"
 
 
 @final
@@ -71,12 +72,16 @@ class Config:
 _TABLES = {"defaults": Defaults, "limits": Limits, "log": Log}
 
 
-def find(given: str | None) -> Path | None:
-    """Return the configuration file: the one given, $MAILGATE_CONFIG, or one of `PLACES`."""
+def find(given: str | None, *, here: bool = True) -> Path | None:
+    """Return the configuration file: the one given, $MAILGATE_CONFIG, or one of `PLACES`.
+
+    ``here``: one in the current folder counts.
+    """
     named = given or os.environ.get("MAILGATE_CONFIG")
     if named:
         return Path(named)
-    return next((path for place in PLACES if (path := Path(place)).exists()), None)
+    places = [Path(place) for place in PLACES]
+    return next((path for path in places if (here or path.is_absolute()) and path.exists()), None)
 
 
 def read(path: Path | None, protocols: Sequence[str]) -> Config:

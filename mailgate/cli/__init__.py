@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import sys
 import threading
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from mailgate.logs import Syslog
 
 COMMANDS = {
     "run": "Serve policies behind a mail server.",
@@ -52,6 +57,28 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@dataclass
+class Start:
+    """How the program was started.
+
+    ``foreground``: it was told that somebody sees stderr.  ``here``: a configuration in the
+    current folder counts.  ``syslog`` is where the line of an
+    error goes besides stderr.
+    """
+
+    program: str = "mailgate"
+    verbose: bool = False
+    foreground: bool = False
+    here: bool = True
+    syslog: Syslog | None = None
+
+    def say(self, line: str) -> None:
+        """Print the one line of an error."""
+        click.echo(line, err=True)
+        if self.syslog is not None:
+            self.syslog.say(line)
+
+
 @click.command(
     cls=_Commands,
     context_settings={
@@ -70,33 +97,55 @@ def group(ctx: click.Context, verbose: bool) -> None:
 
     Start with: mailgate new mypolicy
     """
-    ctx.obj["verbose"] = verbose
+    ctx.obj.verbose = verbose
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 the answer is no, 2 usage, 70, 78."""
-    said = {"verbose": False}
+    """Run the command line and exit: 0 done, 1 no, or the peer's fault, 2 usage, 70, 78."""
+    enter(group, arguments, Start())
+
+
+def enter(
+    command: click.Command, arguments: list[str] | None, start: Start, **settings: Any
+) -> NoReturn:
+    """Run a command and exit as `main` does; ``settings`` are those of click's context."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it is closed, and stays so: adapters look at it
+            setattr(sys, stream, _nowhere())
     try:
-        sys.exit(group.main(arguments, prog_name="mailgate", obj=said, standalone_mode=False))
+        sys.exit(
+            command.main(arguments, start.program, obj=start, standalone_mode=False, **settings)
+        )
     except click.exceptions.Abort:
         sys.exit(1)
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "mailgate"
+        name = error.ctx.command_path if error.ctx is not None else start.program
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2; before, it prints the help
             click.echo(error.format_message(), err=True)
             sys.exit(error.exit_code)
         text = " ".join(error.format_message().split())
-        click.echo(f"{command}: {text} ({command} --help says more)", err=True)
+        start.say(f"{name}: {text} ({name} --help says more)")
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        click.echo(f"mailgate: {error.format_message()}", err=True)
+        start.say(f"{start.program}: {error.format_message()}")
         sys.exit(error.exit_code)
     except Exception as error:
-        if said["verbose"]:
+        if start.verbose:
             import traceback
 
             traceback.print_exc()
-        leave(_say(error))
+        line, status = _told(error, start.program)
+        start.say(line)
+        leave(status)
+
+
+def _nowhere() -> TextIO:
+    """Return a stream that leads nowhere, and is none of the standard ones."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return open(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3), "w", encoding="utf-8")
+    finally:
+        os.close(null)
 
 
 def leave(status: int) -> NoReturn:
@@ -109,18 +158,14 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _say(error: Exception) -> int:
-    """Print the one line of an error; return its exit status."""
+def _told(error: Exception, program: str) -> tuple[str, int]:
+    """Return the one line of an error, and its exit status."""
     from mailgate.errors import ConfigError, PeerError
 
     text = " ".join(str(error).split())
     if isinstance(error, ConfigError):
-        click.echo(text, err=True)
-        return EX_CONFIG
+        return text, EX_CONFIG
     if isinstance(error, PeerError):
-        click.echo(text, err=True)
-        return EX_PEER
-    click.echo(
-        f"mailgate: internal error: {type(error).__name__}: {text} (-v says more)", err=True
-    )
-    return EX_SOFTWARE
+        return text, EX_PEER
+    kind = type(error).__name__
+    return f"{program}: internal error: {kind}: {text} (-v says more)", EX_SOFTWARE

@@ -13,6 +13,7 @@ import click
 from mailgate import adapter as adapters
 from mailgate import config as configuration
 from mailgate import settings
+from mailgate.cli import Start
 from mailgate.config import Config, Use
 from mailgate.errors import ConfigError
 
@@ -137,7 +138,9 @@ def load_config(
     config_file: str | None, policy: tuple[str, ...], pairs: tuple[str, ...]
 ) -> Config:
     """Return the configuration; POLICY arguments replace its ``[[policy]]`` tables."""
-    config = configuration.read(configuration.find(config_file), adapters.names())
+    start: Start = click.get_current_context().obj
+    file = configuration.find(config_file, here=start.here)
+    config = configuration.read(file, adapters.names())
     if pairs and len(policy) != 1:
         raise click.UsageError("--set goes with a single POLICY; settings are in mailgate.toml")
     if not policy:

@@ -12,7 +12,7 @@ from typing import cast, get_args
 import click
 
 from mailgate import logs
-from mailgate.cli import leave, options
+from mailgate.cli import Start, leave, options
 from mailgate.config import Config
 from mailgate.gateway import Gateway
 
@@ -44,7 +44,7 @@ def command(
 
     POLICY is file.py[:name] or package.module[:name]; without one the [[policy]] tables of the
     configuration are used.  Without -p every protocol is served that the configuration has a
-    table for; opensmtpd has to be named, and smtpd starts the command itself.
+    table for; opensmtpd and opensmtpd52 have to be named, and smtpd starts the command itself.
     """
     name = None if protocol is None else options.known_protocol(protocol)
     for flag, values in (("--listen", addresses), ("--upstream", upstreams)):
@@ -68,24 +68,31 @@ def command(
         raise click.UsageError(
             "say which protocol to speak: -p NAME, or a table such as [milter] in mailgate.toml"
         )
-    listener = logs.configure(config.log.level, config.log.format)
+    start: Start = click.get_current_context().obj
+    to = "stderr" if start.foreground and config.log.to == "auto" else config.log.to
+    listener = logs.configure(config.log.level, config.log.format, to, start.program)
+    (handler,) = listener.handlers
+    start.syslog = handler if isinstance(handler, logs.Syslog) else None
     ended, status = True, 0
     try:
-        with redirect_stdout(sys.stderr):  # what policies print goes where the log goes
+        # What policies print goes where the log goes.
+        with redirect_stdout(sys.stderr if start.syslog is None else logs.Printed()):
             if number > 1:
-                verbose = click.get_current_context().obj["verbose"]
                 argv = _worker(
-                    name, config_file, pairs, upstreams, log_level, log_format, verbose=verbose
+                    *(name, config_file, pairs, upstreams, log_level, log_format),
+                    verbose=start.verbose,
                 )
                 status = gateway.run_workers(argv, policy, number)
             else:
                 ended = gateway.run()
     finally:
-        listener.stop()
+        written = logs.stop(listener)
         sys.stdout.flush()
+    if not written:
+        os._exit(status)  # whoever reads stderr would keep the process for ever
     if not ended:
         sys.stderr.flush()
-        os._exit(status)  # a handler would keep the process for ever
+        os._exit(status)  # a handler would
     leave(status)
 
 

@@ -89,6 +89,7 @@ def test_tables() -> None:
         [log]
         level = "debug"
         format = "json"
+        to = "syslog"
         [opensmtpd]
         long_lines = "cut"
         """
@@ -99,7 +100,7 @@ def test_tables() -> None:
     )
     assert made.defaults == Defaults(timeout=10.0, on_error="reject")
     assert made.limits == Limits(memory=2 << 20, sessions=10, oversize="continue")
-    assert made.log == Log("debug", "json")
+    assert made.log == Log("debug", "json", "syslog")
     assert made.options("opensmtpd", FilterOptions) == FilterOptions(long_lines="cut")
     assert Config().options("opensmtpd", FilterOptions) == FilterOptions()
 
@@ -125,6 +126,7 @@ def test_tables() -> None:
             '[defaults]: key \'timeout\' must be a time (seconds, or "250ms", "90s", ',
         ),
         ("[defaults]\non_error = 'acept'", "must be 'defer' or 'reject' or 'continue'"),
+        ("[log]\nto = 'file'", "[log]: key 'to' must be 'auto' or 'stderr' or 'syslog', not "),
         ("[log]\nlevel = 'loud'", "[log]: key 'level' must be 'debug' or 'info' or "),
     ],
 )

@@ -10,18 +10,22 @@ import os
 import pty
 import queue
 import re
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
-from typing import get_args
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailgate import logs
-from mailgate.logs import MAX_TRACEBACK, Format, configure, fields, trouble
+from mailgate.logs import MAX_TRACEBACK, Format, Syslog, To, configure, fields, trouble
 
 # -- words ---------------------------------------------------------------------------------------
 
@@ -208,6 +212,159 @@ def test_a_terminal_is_not_driven_by_what_is_logged() -> None:
     assert "\x9b".encode() not in uncoloured
 
 
+# -- the system's log ----------------------------------------------------------------------------
+
+MAIL = 2 << 3
+"""The facility mail (RFC 5424 6.2.1); a priority is facility and severity."""
+
+
+@pytest.fixture
+def syslogd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Listen where the system's log does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "log"))
+        listening.settimeout(20)
+        monkeypatch.setattr(logs, "SYSLOG", str(tmp_path / "log"))
+        yield listening
+
+
+@contextmanager
+def stderr_at(path: str) -> Iterator[None]:
+    """Have descriptor 2 lead elsewhere."""
+    kept, other = os.dup(2), os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.dup2(other, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(other)
+
+
+def sent(listening: socket.socket, act: Callable[[], None], **options: Any) -> list[bytes]:
+    """Return the datagrams that the system's log gets while something runs."""
+    listener = configure(**{"to": "syslog", **options})
+    act()
+    LOG.critical("the end")
+    listener.stop()
+    (handler,) = listener.handlers
+    handler.close()
+    found = []
+    while b"the end" not in (datagram := listening.recv(65536)):
+        found.append(datagram)
+    return found
+
+
+def test_the_systems_log_gets_each_line_with_its_severity(syslogd: socket.socket) -> None:
+    """As syslog(3) sends it, but for the time, which the receiver has too."""
+
+    def act() -> None:
+        for level in ("debug", "info", "warning", "error", "critical"):
+            getattr(LOG, level)(f"{level}ly\nsaid" if level == "info" else level)
+
+    name = f"filter-mailgate[{os.getpid()}]: "
+    said = [
+        *((7, "debug"), (6, "infoly"), (6, "said"), (4, "warning"), (3, "error")),
+        (2, "critical"),
+    ]
+    assert sent(syslogd, act, level="debug", program="filter-mailgate") == [
+        f"<{MAIL | severity}>{name}{line}".encode() for severity, line in said
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format", "start"), [("text", b"info: "), ("json", b'{"time": '), ("auto", b"a ")]
+)
+def test_what_is_sent_has_the_format_that_was_asked_for(
+    syslogd: socket.socket, format: Format, start: bytes
+) -> None:
+    (datagram,) = sent(syslogd, lambda: LOG.info("a \x1b \udc80 ü"), format=format)
+    _, _, line = datagram.partition(b"]: ")
+    assert line.startswith(start)
+    assert line.decode().isprintable()
+
+
+def test_nobody_sees_what_goes_nowhere() -> None:
+    assert not logs.stderr_is_lost()
+    with stderr_at(os.devnull):
+        assert logs.stderr_is_lost()
+    with stderr_at("/dev/zero"):
+        assert not logs.stderr_is_lost()
+    closed = (
+        f"exec {sys.executable} -c 'from mailgate import logs; print(logs.stderr_is_lost())' 2>&-"
+    )
+    done = subprocess.run(closed, shell=True, stdout=subprocess.PIPE, timeout=30, check=True)
+    assert done.stdout == b"True\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "used"),
+    [
+        (os.devnull, "auto", True),
+        ("file", "auto", False),
+        (os.devnull, "stderr", False),
+        ("file", "syslog", True),
+    ],
+)
+def test_the_systems_log_is_for_what_nobody_would_see(
+    syslogd: socket.socket, tmp_path: Path, path: str, to: To, used: bool
+) -> None:
+    with stderr_at(str(tmp_path / path)):
+        listener = configure("info", "auto", to)
+        listener.stop()
+    (handler,) = listener.handlers
+    handler.close()
+    assert isinstance(handler, Syslog) is used
+
+
+def test_without_a_systems_log_the_log_stays_where_it_is(
+    logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SYSLOG", str(tmp_path / "none"))
+    assert logs.syslog("mailgate") is None
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    listener = configure("info", "text", "syslog")
+    LOG.info("said")
+    listener.stop()
+    warned = f"warning: there is no {tmp_path}/none: the log goes to stderr"
+    assert stderr.getvalue().splitlines() == [warned, "info: said"]
+    with stderr_at(os.devnull):
+        assert logged("text", lambda: LOG.info("said")) == ["info: said"]
+
+
+def test_a_systems_log_that_is_started_anew_is_found(
+    syslogd: socket.socket, tmp_path: Path
+) -> None:
+    """What is said while there is none is lost, and harms nobody."""
+    made = logs.syslog("mailgate")
+    assert made is not None
+    syslogd.close()
+    (tmp_path / "log").unlink()
+    made.say("lost")
+    made.say("lost, too")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as anew:
+        anew.bind(str(tmp_path / "log"))
+        anew.settimeout(20)
+        made.say("found")
+        made.close()
+        assert anew.recv(65536).endswith(b": found")
+
+
+def test_a_line_that_is_too_long_for_the_systems_log_is_cut(syslogd: socket.socket) -> None:
+    (datagram,) = sent(syslogd, lambda: LOG.info("x" * (1 << 20)))
+    assert len(datagram) == 8192
+
+
+def test_a_last_line_is_sent_at_once(syslogd: socket.socket) -> None:
+    """After the thread that writes has ended."""
+    made = logs.syslog("mailgate")
+    assert made is not None
+    made.say("out of mice")
+    made.close()
+    assert syslogd.recv(65536) == f"<{MAIL | 2}>mailgate[{os.getpid()}]: out of mice".encode()
+
+
 # -- never in the way ----------------------------------------------------------------------------
 
 
@@ -284,3 +441,37 @@ def test_a_failure_that_cannot_be_shown_is_named(caplog: pytest.LogCaptureFixtur
             raise SystemExit
 
     assert failure(Odd(), caplog).startswith("error=Odd by=gate.check stage=mail id=4F2A\n")
+
+
+def test_a_log_that_nobody_reads_does_not_keep_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "_LAST_WORDS", 0.05)
+    taken = threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            taken.wait()
+
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    records.put(logging.makeLogRecord({"msg": "a line"}))
+    listener = logging.handlers.QueueListener(records, Stuck())
+    listener.start()
+    assert not logs.stop(listener)
+    taken.set()
+
+
+def test_what_is_left_of_the_log_is_written_at_the_end() -> None:
+    lines: list[str] = []
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    listener = logging.handlers.QueueListener(records, Slow())
+    for number in range(3):
+        records.put(logging.makeLogRecord({"msg": f"line {number}"}))
+    listener.start()
+    assert logs.stop(listener)
+    assert lines == ["line 0", "line 1", "line 2"]

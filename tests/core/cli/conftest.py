@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mailgate.cli import group, main
+from mailgate.cli import Start, group, main
 from tests.core.cli.running import Command, Done
 
 
@@ -38,7 +38,7 @@ def command() -> Command:
     """Run a command in this process; what it raises comes out, as `main` would see it."""
 
     def run(*arguments: str, input: bytes | None = None) -> Done:
-        result = CliRunner().invoke(group, arguments, input, prog_name="mailgate", obj={})
+        result = CliRunner().invoke(group, arguments, input, prog_name="mailgate", obj=Start())
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.output)

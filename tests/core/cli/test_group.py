@@ -15,8 +15,10 @@ import mailgate.cli
 from mailgate import __version__
 from mailgate.cli import COMMANDS, group
 from tests.core.cli.running import Command
+from tests.core.pigeon import install
 
-NOT_COMMANDS = {"options", "output"}
+ROOT = Path(__file__).parents[3]
+NOT_COMMANDS = {"filter", "options", "output"}
 
 
 def each_command() -> list[tuple[str, click.Command]]:
@@ -155,6 +157,28 @@ def test_a_fault_of_our_own_is_one_line_too(
     assert shell("-v", "protocols").err.startswith("Traceback")
 
 
+SPOILT = """
+from mailgate.errors import PeerError
+from tests.core.pigeon import Pigeon
+
+async def serve(engine):
+    raise PeerError("the letter is\\ntorn")
+
+Pigeon.script = staticmethod(serve)
+"""
+
+
+def test_a_fault_of_the_peer_is_one_line_too(
+    program: Command, gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    gate.write_text(gate.read_text() + SPOILT)
+    done = program("run", "-p", "pigeon", "gate.py")
+    assert (done.status, done.out, done.err) == (1, "", "the letter is torn\n")
+    assert program("-v", "run", "-p", "pigeon", "gate.py").err.startswith("Traceback")
+
+
 # -- the program ---------------------------------------------------------------------------------
 
 
@@ -200,5 +224,5 @@ def completed(words: str) -> list[str]:
 
 def test_a_shell_can_complete() -> None:
     assert completed("mailgate ") == [*COMMANDS]
-    assert completed("mailgate check -p open") == ["opensmtpd"]
-    assert completed("mailgate check -p ") == ["milter", "opensmtpd", "smtp"]
+    assert completed("mailgate check -p open") == ["opensmtpd", "opensmtpd52"]
+    assert completed("mailgate check -p ") == ["milter", "opensmtpd", "opensmtpd52", "smtp"]

@@ -42,8 +42,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 coverage: $(READY)
-	$(BIN)/coverage run -m pytest -q tests/opensmtpd/test_wire.py tests/milter/test_wire.py \
-		tests/smtp/test_wire.py tests/smtp/test_wire_content.py
+	$(BIN)/coverage run -m pytest -q tests/opensmtpd/test_wire.py tests/opensmtpd52/test_wire.py \
+		tests/milter/test_wire.py tests/smtp/test_wire.py tests/smtp/test_wire_content.py
 	$(BIN)/coverage report --include '*/wire.py' --fail-under 100
 
 interop: $(READY)

@@ -437,9 +437,19 @@ class Conversation:
     @property
     def wants_body(self) -> bool:
         """Tell whether more of the body could change anything about this message."""
+        return self._wants(Stage.BODY, Stage.MESSAGE)
+
+    @property
+    def wants_content(self) -> bool:
+        """Tell whether anybody would look at what is in the message, once it has ended included."""
+        return self._wants(Stage.HEADERS, Stage.BODY, Stage.MESSAGE) or (
+            self.message is not None and bool(self.chain.at[Stage.DONE])
+        )
+
+    def _wants(self, *stages: Stage) -> bool:
         if self.message is None or self._final is not None:
             return False
-        readers = (*self.chain.at[Stage.BODY], *self.chain.at[Stage.MESSAGE])
+        readers = (bound for stage in stages for bound in self.chain.at[stage])
         return any(not bound.bit & self._message_silent for bound in readers)
 
     def remember(self, stage: Stage, verdict: Verdict | None) -> None:

@@ -10,6 +10,12 @@ from mailgate import adapter as adapters
 from mailgate.contract import CASES, Case, NotServed, Server, check
 from tests.milter.server import PostfixServer, SendmailServer
 from tests.opensmtpd.server import SmtpdServer
+from tests.opensmtpd52.server import (
+    ChainServer,
+    Smtpd50Server,
+    Smtpd51Server,
+    Smtpd52Server,
+)
 from tests.smtp.server import (
     ChunkingServer,
     LateServer,
@@ -21,6 +27,7 @@ from tests.smtp.server import (
 SERVERS: dict[str, Sequence[type[Server]]] = {
     "milter": (PostfixServer, SendmailServer),
     "opensmtpd": (SmtpdServer,),
+    "opensmtpd52": (Smtpd52Server, Smtpd51Server, Smtpd50Server, ChainServer),
     "smtp": (ProxyServer, LmtpServer, ChunkingServer, LateServer, StreamingServer),
 }
 
@@ -32,6 +39,19 @@ REFUSED: dict[str, dict[str, str]] = {
         "message_discarded": "drop needs discard",
         "message_quarantined": "hold needs quarantine",
         "everything_edited_at_once": ("edit needs add_recipient, change_sender, remove_recipient"),
+    },
+    "opensmtpd52": {
+        "message_discarded": "drop needs discard",
+        "message_quarantined": "hold needs quarantine",
+        "sender_changed": "change needs change_sender",
+        "sender_changed_to_null": "change needs change_sender",
+        "sender_changed_with_parameters": "change needs change_sender",
+        "sender_changed_and_its_parameters_kept": "change needs change_sender",
+        "sender_changed_with_one_of_its_parameters": "change needs change_sender",
+        "recipient_changed": "change needs change_recipient",
+        "recipient_added": "add needs add_recipient",
+        "recipient_removed": "remove needs remove_recipient",
+        "everything_edited_at_once": "edit needs add_recipient, change_sender, remove_recipient",
     },
     "smtp": {},
 }

@@ -13,15 +13,16 @@ from mailgate.errors import ConfigError
 from mailgate.stage import CAPABILITIES, Capability, Stage
 from mailgate_milter import MilterAdapter
 from mailgate_opensmtpd import OpenSMTPDAdapter
+from mailgate_opensmtpd52 import OpenSMTPD52Adapter
 from mailgate_smtp import SmtpAdapter
 from tests.core.asking import loaded
 from tests.core.pigeon import Pigeon, install
 
 
 def test_ours_is_found_like_any_other() -> None:
-    assert adapter.names() == ["milter", "opensmtpd", "smtp"]
+    assert adapter.names() == ["milter", "opensmtpd", "opensmtpd52", "smtp"]
     found: list[object] = [adapter.load(name) for name in adapter.names()]
-    assert found == [MilterAdapter, OpenSMTPDAdapter, SmtpAdapter]
+    assert found == [MilterAdapter, OpenSMTPDAdapter, OpenSMTPD52Adapter, SmtpAdapter]
 
 
 def test_a_third_partys_adapter_has_no_less(
@@ -36,7 +37,7 @@ def test_a_third_partys_adapter_has_no_less(
 
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
-    said = r"^unknown protocol 'carrier'; installed: milter, opensmtpd, smtp$"
+    said = r"^unknown protocol 'carrier'; installed: milter, opensmtpd, opensmtpd52, smtp$"
     with pytest.raises(ConfigError, match=said):
         adapter.load("carrier")
 
@@ -116,6 +117,7 @@ def test_who_speaks_on_the_standard_streams_says_so() -> None:
     assert {name: each.on_stdin for name, each in adapter.installed().items()} == {
         "milter": False,
         "opensmtpd": True,
+        "opensmtpd52": True,
         "smtp": False,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from mailgate.address import Address
 from mailgate.errors import Unsupported
 from mailgate.message import Message
+from mailgate.outcome import lines
 from mailgate.policy import Policy
 from mailgate.session import Attempt, Session
 from mailgate.stage import Capability
@@ -192,3 +194,86 @@ def test_a_handler_of_a_verb_that_is_not_asked_would_not_start(adapter: str, ver
         assert mta.command(verb).code == 550
     with pytest.raises(Unsupported, match=f"refuses needs {verb.upper()}; {other} cannot"):
         Mta(policy, adapter=other)
+
+
+# -- what is told --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install a protocol that tells of encryption, and no other fact at any stage."""
+    install(tmp_path, monkeypatch)
+    return "pigeon"
+
+
+Look = Callable[[Message], object]
+UNTOLD: dict[str, Look] = {
+    "user": lambda message: message.session.user,
+    "rdns": lambda message: message.session.rdns,
+    "rdns_verified": lambda message: message.session.rdns_verified,
+    "sender": lambda message: message.sender.params.get("SIZE"),
+    "recipient": lambda message: "NOTIFY" in message.recipients[0].params,
+}
+
+
+@pytest.mark.parametrize("look", UNTOLD.values(), ids=UNTOLD)
+def test_what_a_protocol_never_tells_is_not_none_in_a_test(pigeon: str, look: Look) -> None:
+    """Even where the test itself says it: that protocol would not."""
+    policy = Policy()
+
+    @policy.data
+    async def data(message: Message) -> None:
+        look(message)
+
+    facts = {"user": "ann", "rdns": "mx.example", "tls": True, "params": {"SIZE": "10"}}
+    assert send(policy, **facts, adapter="milter").accepted  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="this protocol does not tell"):
+        send(policy, **facts, adapter=pigeon)  # type: ignore[arg-type]
+
+
+def test_a_handler_that_shows_what_it_reads_is_not_tested_at_all(pigeon: str) -> None:
+    """It would not start there."""
+    policy = Policy()
+
+    @policy.done
+    async def done(message: Message) -> None:
+        print(message.session.user)
+
+    assert Mta(policy, adapter="milter")
+    with pytest.raises(Unsupported, match=r"^done reads session\.user; pigeon cannot tell it$"):
+        Mta(policy, adapter=pigeon)
+
+
+def test_what_a_protocol_does_tell_is_there(pigeon: str) -> None:
+    seen: list[bool] = []
+    policy = Policy()
+
+    @policy.mail(wants={"auth"})
+    async def mail(message: Message) -> None:
+        seen.append(message.session.tls is not None)
+        if message.can("auth"):
+            seen.append(message.session.user == "ann")
+
+    for adapter in (pigeon, "milter"):
+        assert send(policy, tls=True, user="ann", adapter=adapter).accepted
+    assert seen == [True, True, True]
+
+
+def test_a_login_teaches_a_protocol_nothing_that_it_does_not_tell(pigeon: str) -> None:
+    with Mta(Policy(), adapter=pigeon) as mta:
+        assert mta.auth("ann").code == mta.starttls().code == 250
+        assert mta.session.tls is not None
+        assert not mta.session.tells("user")
+
+
+def test_a_trace_shows_what_is_told(pigeon: str) -> None:
+    policy = Policy("gate")
+
+    @policy.connect
+    async def greet(session: Session) -> None: ...
+
+    for adapter, client in ((pigeon, "192.0.2.1"), ("milter", "192.0.2.1 (mx.example)")):
+        outcome = send(policy, rdns="mx.example", adapter=adapter)
+        (line,) = (each for each in lines(outcome) if each.startswith("connect"))
+        assert line.split("  ")[0].rstrip() == "connect"
+        assert f" {client}  " in line

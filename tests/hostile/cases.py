@@ -11,13 +11,17 @@ before it keeps more than it may.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 HERE = Path(__file__).parent
-FILES = ("smtp-in", "smtp-upstream", "opensmtpd", "milter", "policy-output", "mime", "eai")
+FILES = (
+    *("smtp-in", "smtp-upstream", "opensmtpd", "opensmtpd52", "milter"),
+    *("policy-output", "mime", "eai"),
+)
 PIECE = 1 << 16
 VERDICTS = frozenset(
     {
@@ -50,7 +54,15 @@ class TooBig(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Bytes for the peer, one write."""
+    """Bytes for the peer, one write; `fds` are descriptors that go with it, by what they are."""
+
+    data: bytes
+    fds: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Bytes for the data pipe that the peer has opened; none close it."""
 
     data: bytes
 
@@ -74,7 +86,7 @@ class Act:
     kind: Kind
 
 
-Step: TypeAlias = Send | Sync | Wait | Act
+Step: TypeAlias = Send | Feed | Sync | Wait | Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +237,10 @@ def _count(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
 
 
 def _template(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
+    if "imsg" in part:
+        rest = bytes.fromhex(part["format_le64_then"])
+        numbers = (i.to_bytes(8, "little") for i in range(part["template"]))
+        return _joined((imsg(part["imsg"], number + rest) for number in numbers), piece)
     if "milter" in part:
         code, pattern = part["milter"].encode("latin-1"), part["format"]
         return _joined(
@@ -261,6 +277,27 @@ def _milter(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
     yield Send(milter(code, _bytes(part["body"], preambles)))
 
 
+def imsg(type: int, body: bytes, *, length: int | None = None, flags: int = 0) -> bytes:
+    """Return a frame of the legacy OpenSMTPD API as a little-endian host writes it."""
+    header = struct.pack("<IHHII", type, 16 + len(body) if length is None else length, flags, 0, 0)
+    return header + body
+
+
+def _imsg(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
+    fds = (part["fd"],) * part.get("fds", 1) if "fd" in part else ()
+    flags = part.get("flags", 1 if fds else 0)
+    body = _bytes(part["body"], preambles)
+    yield Send(imsg(part["imsg"], body, length=part.get("len"), flags=flags), fds)
+
+
+def _data_pipe(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
+    for step in _steps(part["data_pipe"], preambles, piece):
+        if isinstance(step, Send):
+            yield Feed(step.data)
+    if not part.get("keep_open"):
+        yield Feed(b"")
+
+
 def _chunk(part: Part, preambles: Preambles, piece: int) -> Iterator[Step]:
     data, size = _bytes(part["of"], preambles), part["chunk"]
     for at in range(0, len(data), size):
@@ -289,6 +326,8 @@ _EXPANDERS: Mapping[str, Expander] = {
     "template": _template,
     "milter": _milter,
     "milter_hex": _milter,
+    "imsg": _imsg,
+    "data_pipe": _data_pipe,
     "chunk": _chunk,
     "use": _use,
     "sync": _sync,

@@ -11,6 +11,7 @@ from tests.hostile.cases import (
     VERDICTS,
     Act,
     Case,
+    Feed,
     Send,
     Sync,
     TooBig,
@@ -31,7 +32,7 @@ def case_of(*parts: dict[str, object]) -> Case:
 def test_every_case_is_known_by_an_id_of_its_own() -> None:
     ids = collections.Counter(case.id for case in load())
 
-    assert ids.total() == 133 + 35 + 85 + 89 + 122 + 56 + 59
+    assert ids.total() == 133 + 35 + 85 + 49 + 89 + 122 + 56 + 59
     assert set(ids.values()) == {1}
 
 
@@ -46,10 +47,15 @@ def test_every_case_has_an_input_and_a_known_verdict(name: str) -> None:
         assert case.verdict in VERDICTS, case.id
 
 
-@pytest.mark.parametrize("case", load("smtp-in", "opensmtpd", "milter", "mime"), ids=str)
+WITH_BYTES = load("smtp-in", "opensmtpd", "opensmtpd52", "milter", "mime")
+
+
+@pytest.mark.parametrize("case", WITH_BYTES, ids=str)
 def test_the_first_bytes_of_every_case_expand(case: Case) -> None:
     made = steps(case)
-    assert any(isinstance(step, Wait) or (isinstance(step, Send) and step.data) for step in made)
+    assert any(
+        isinstance(step, (Wait, Act)) or (isinstance(step, Send) and step.data) for step in made
+    )
 
 
 def test_parts_expand_in_order() -> None:
@@ -72,6 +78,36 @@ def test_packets_have_a_length_and_a_command() -> None:
     )
 
     assert expand(case) == (b"\0\0\0\3Hx\0\0\0\0\1\xff\0\0\0\6R<u0>\0\0\0\0\6R<u1>\0")
+
+
+def test_frames_have_a_header_and_may_have_descriptors() -> None:
+    case = case_of(
+        {"imsg": 0, "body": [{"text": "x"}]},
+        {"imsg": 3, "body": [], "fd": "pipe", "fds": 2},
+        {"imsg": 3, "body": [], "flags": 1},
+        {"imsg": 1, "body": [], "len": 15},
+        {"template": 2, "imsg": 1, "format_le64_then": "05000000"},
+    )
+
+    assert list(steps(case)) == [
+        Send(bytes.fromhex("00000000 1100 0000 00000000 00000000 78")),
+        Send(bytes.fromhex("03000000 1000 0100 00000000 00000000"), ("pipe", "pipe")),
+        Send(bytes.fromhex("03000000 1000 0100 00000000 00000000")),
+        Send(bytes.fromhex("01000000 0f00 0000 00000000 00000000")),
+        Send(
+            bytes.fromhex("01000000 1c00 0000 00000000 00000000 0000000000000000 05000000")
+            + bytes.fromhex("01000000 1c00 0000 00000000 00000000 0100000000000000 05000000")
+        ),
+    ]
+
+
+def test_a_data_pipe_is_fed_and_closed() -> None:
+    open_end: dict[str, object] = {"data_pipe": [{"text": "ab"}], "keep_open": True}
+    closed: dict[str, object] = {"data_pipe": [{"repeat": 4, "of": [{"text": "c"}]}]}
+
+    assert list(steps(case_of(open_end, closed), piece=3)) == [
+        *(Feed(b"ab"), Feed(b"ccc"), Feed(b"c"), Feed(b"")),
+    ]
 
 
 def test_acts_and_chunks_are_steps_of_their_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 from mailgate.errors import ConfigError
 from tests.core.cli.running import Command
 
-PROTOCOLS = ["milter", "opensmtpd", "smtp"]
+PROTOCOLS = ["milter", "opensmtpd", "opensmtpd52", "smtp"]
 """What is installed: each test of a new policy runs once on each of them."""
 
 

@@ -101,7 +101,10 @@ def test_an_unknown_protocol(shell: Command) -> None:
     for name in ("check", "test", "run"):
         done = shell(name, "gate.py", "--set", "word=x", "-p", "pigeon")
         assert done.status == 2
-        assert "unknown protocol 'pigeon'; installed: milter, opensmtpd, smtp " in done.err
+        assert (
+            "unknown protocol 'pigeon'; installed: milter, opensmtpd, opensmtpd52, smtp "
+            in done.err
+        )
 
 
 def test_options_can_be_given_by_the_environment(

@@ -10,7 +10,7 @@ import pytest
 
 from mailgate.chain import UNKNOWN_VERBS
 from mailgate.cli.protocols import rows, where
-from mailgate.stage import CAPABILITIES, Stage
+from mailgate.stage import CAPABILITIES, MESSAGE_STAGES, Stage
 from tests.core.cli.running import Command, Done, on_terminal, plain
 from tests.core.pigeon import install
 
@@ -33,21 +33,29 @@ def column(done: Done, protocol: str) -> dict[str, str]:
 
 def test_each_protocol_is_said_and_heads_a_column(command: Command) -> None:
     done = command("protocols")
-    assert done.lines[:4] == [
+    assert done.lines[:5] == [
         "milter: Postfix, Sendmail and others, the milter protocol on a socket",
         "opensmtpd: OpenSMTPD 6.6 and later, smtpd-filters(7) on stdin and stdout",
+        "opensmtpd52: OpenSMTPD 5.4 to 6.0.2, the imsg filter API on stdin",
         "smtp: any mail server, as an SMTP or LMTP proxy in front of it",
         "",
     ]
-    assert done.lines[4].split() == ["can", "milter", "opensmtpd", "smtp"]
-    assert {len(cells) for cells in table(done.lines).values()} == {3}
+    assert done.lines[5].split() == ["can", "milter", "opensmtpd", "opensmtpd52", "smtp"]
+    assert {len(cells) for cells in table(done.lines).values()} == {4}
 
 
 def test_a_terminal_shows_the_head_once() -> None:
     lines = plain(on_terminal("-m", "mailgate", "protocols", COLUMNS="100")).splitlines()
     assert [line.split() for line in lines if line.startswith("can ")] == [
-        ["can", "milter", "opensmtpd", "smtp"]
+        ["can", "milter", "opensmtpd", "opensmtpd52", "smtp"]
     ]
+
+
+def test_a_terminal_of_80_columns_is_enough() -> None:
+    lines = plain(on_terminal("-m", "mailgate", "protocols", COLUMNS="80")).splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert {what: len(shown[what]) >= 4 for what in rows()} == dict.fromkeys(rows(), True)
 
 
 def test_the_column_of_milter(command: Command) -> None:
@@ -79,6 +87,14 @@ def test_the_column_of_opensmtpd(command: Command) -> None:
         assert can[fact] == "yes"
     assert can["@policy.rcpt"] == can["@policy.message"] == "yes"
     assert can["@policy.command"] == "NOOP QUIT RSET"
+
+
+def test_the_column_of_opensmtpd52(command: Command) -> None:
+    """Its API has no TLS, AUTH, parameters or other commands, and the envelope stays as it is."""
+    can = column(command("protocols"), "opensmtpd52")
+    stages = ("connect", "helo", *MESSAGE_STAGES, "event", "done", "close")
+    told = {"can", "rdns", *(f"@policy.{stage}" for stage in stages)}
+    assert {what for what, cell in can.items() if cell != "-"} == told
 
 
 def test_the_column_of_smtp(command: Command) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,8 +82,9 @@ def start(scratch: Path, opensmtpd: Path) -> Iterator[Start]:
     """Start smtpds with filters; at the end stop them and see every filter leave."""
     started: list[OpenSMTPD] = []
 
-    def start(*filters: str) -> OpenSMTPD:
-        server = OpenSMTPD(opensmtpd, folder_in(scratch, "smtpd."), *filters)
+    def start(*filters: str, options: Sequence[str] = ()) -> OpenSMTPD:
+        work = folder_in(scratch, "smtpd.")
+        server = OpenSMTPD(opensmtpd, work, *filters, options=options)
         started.append(server)
         server.start()
         return server

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,15 +68,17 @@ class OpenSMTPD:
     """A running smtpd with a chain of filters, each a command line.
 
     The filters run as smtpd's unprivileged user: program, interpreter and files must be
-    reachable by everyone. The work folder must not be below an overlaid one.
+    reachable by everyone. The work folder must not be below an overlaid one. ``options`` are
+    further ones of smtpd(8).
     """
 
-    def __init__(self, tree: Path, work: Path, *filters: str) -> None:
+    def __init__(self, tree: Path, work: Path, *filters: str, options: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.maildir = work / "maildir"
         self._tree = tree
         self._work = work
         self._filters = filters
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -212,7 +214,7 @@ class OpenSMTPD:
             "chmod 711 /var/spool/smtpd",
             "chgrp opensmtpq /usr/sbin/smtpctl",
             "chmod 2755 /usr/sbin/smtpctl",
-            f"exec /usr/sbin/smtpd -d -v -f {self._work}/smtpd.conf",
+            f"exec /usr/sbin/smtpd -d -v -f {self._work}/smtpd.conf {shlex.join(self._options)}",
         )
         return "\n".join(steps)
 

@@ -110,6 +110,7 @@ class Session:
 
     def withhold(self, *names: str) -> None:
         """Have fields raise Unsupported: the protocol does not tell them.  `learn` ends that."""
+        object.__setattr__(self, "__class__", _Blind)
         for name in names:
             with suppress(AttributeError):  # it is withheld already
                 object.__delattr__(self, name)
@@ -121,11 +122,6 @@ class Session:
         except AttributeError:
             return False
         return True
-
-    if not TYPE_CHECKING:  # a type checker would take any name for a field
-
-        def __getattr__(self, name):  # only what is missing is looked for here
-            raise _missing(name)
 
     def __repr__(self) -> str:
         told = [each.name for each in fields(self) if each.repr and self.tells(each.name)]
@@ -149,6 +145,21 @@ class Session:
             if invocation.undo is None:
                 invocation.undo = self.helo
         self.learn(helo=checked)
+
+
+@final
+class _Blind(Session):  # type: ignore[misc]  # nobody else makes a kind of session
+    """A session that does not know everything.
+
+    A class of its own: with `__getattr__` CPython reads each field the slow way.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker would take any name for a field
+
+        def __getattr__(self, name):  # only what is missing is looked for here
+            raise _missing(name)
 
 
 def _missing(name: str) -> Exception:

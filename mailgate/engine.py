@@ -40,6 +40,24 @@ __all__ = ["FAILURE", "NO_SPACE", "Conversation", "Engine"]
 
 log = logging.getLogger(__name__)
 
+# Read once: CPython 3.11 looks for a member of an enumeration in Python, each time.
+(
+    _CONNECT,
+    _HELO,
+    _STARTTLS,
+    _AUTH,
+    _MAIL,
+    _RCPT,
+    _DATA,
+    _HEADERS,
+    _BODY,
+    _MESSAGE,
+    _COMMAND,
+    _EVENT,
+    _DONE,
+    _CLOSE,
+) = Stage
+
 _EVERYONE = -1  # as a set of bits
 TOO_MANY_RECIPIENTS = Defer("too many recipients", 452, "4.5.3")
 TOO_MANY_SESSIONS = Disconnect("too many connections, try again later", 421, "4.3.2")
@@ -160,7 +178,7 @@ class Conversation:
         self._data_refused = False
         engine.sessions += 1
         if engine.sessions > engine.limits.sessions:
-            self._refusals[Stage.CONNECT] = (TOO_MANY_SESSIONS, "limits.sessions")
+            self._refusals[_CONNECT] = (TOO_MANY_SESSIONS, "limits.sessions")
 
     @property
     def interest(self) -> Interest:
@@ -171,51 +189,47 @@ class Conversation:
 
     async def connect(self) -> Verdict | None:
         """Ask about a new client."""
-        if Stage.CONNECT in self._refusals:
-            self._log(self._refusals[Stage.CONNECT], Stage.CONNECT)
-            return self._refusals[Stage.CONNECT][0]
-        if not self.chain.at[Stage.CONNECT]:
+        if _CONNECT in self._refusals:
+            self._log(self._refusals[_CONNECT], _CONNECT)
+            return self._refusals[_CONNECT][0]
+        if not self.chain.at[_CONNECT]:
             return None
-        return self._stands(Stage.CONNECT, await self._ask(Stage.CONNECT, None, self.session))
+        return self._stands(_CONNECT, await self._ask(_CONNECT, None, self.session))
 
     async def helo(self, name: str, esmtp: bool | None = None) -> Verdict | None:
         """Ask about a greeting; read ``session.helo`` afterwards, it may have been changed."""
-        self._refusals.pop(Stage.HELO, None)
+        self._refusals.pop(_HELO, None)
         self.session.greet(name, esmtp)
-        if not self.chain.at[Stage.HELO]:
+        if not self.chain.at[_HELO]:
             return None
-        return self._stands(Stage.HELO, await self._ask(Stage.HELO, None, self.session))
+        return self._stands(_HELO, await self._ask(_HELO, None, self.session))
 
     async def starttls(self) -> Verdict | None:
         """Ask about STARTTLS, before the handshake."""
-        return await self._ask(Stage.STARTTLS, None, self.session)
+        return await self._ask(_STARTTLS, None, self.session)
 
     async def auth(self, attempt: Attempt) -> Verdict | None:
         """Ask about a login; only handlers that declared ``credentials`` see the password."""
-        return await self._ask(Stage.AUTH, None, self.session, attempt)
+        return await self._ask(_AUTH, None, self.session, attempt)
 
     async def command(self, name: str, argument: str = "") -> Verdict | None:
         """Ask about any other SMTP command, or show one to those who observe all."""
-        concerned = tuple(
-            b for b in self.chain.at[Stage.COMMAND] if not b.verbs or name in b.verbs
-        )
-        return await self._ask(Stage.COMMAND, None, self.session, name, argument, only=concerned)
+        concerned = tuple(b for b in self.chain.at[_COMMAND] if not b.verbs or name in b.verbs)
+        return await self._ask(_COMMAND, None, self.session, name, argument, only=concerned)
 
     async def observe(self, name: str, argument: str = "") -> None:
         """Show a command that the wire only reports; what is answered cannot be given."""
         concerned = tuple(
             b
-            for b in self.chain.at[Stage.COMMAND]
+            for b in self.chain.at[_COMMAND]
             if not b.answers and (not b.verbs or name in b.verbs)
         )
-        verdict = await self._ask(
-            Stage.COMMAND, None, self.session, name, argument, only=concerned
-        )
-        self.remember(Stage.COMMAND, verdict)
+        verdict = await self._ask(_COMMAND, None, self.session, name, argument, only=concerned)
+        self.remember(_COMMAND, verdict)
 
     async def event(self, event: Event) -> None:
         """Tell what the wire reports beyond the stages."""
-        await self._ask(Stage.EVENT, None, self.session, event)
+        await self._ask(_EVENT, None, self.session, event)
 
     async def close(self) -> None:
         """End the conversation: a message under way is aborted."""
@@ -226,9 +240,9 @@ class Conversation:
         if self.message is not None:
             await self.finish("aborted")
         if (
-            self.chain.at[Stage.CLOSE] and self.session.direction == "in"
+            self.chain.at[_CLOSE] and self.session.direction == "in"
         ):  # outgoing sessions are events, and nothing else
-            await self._ask(Stage.CLOSE, None, self.session)
+            await self._ask(_CLOSE, None, self.session)
         self.session.state.clear()
 
     def _stands(self, stage: Stage, verdict: Verdict | None) -> Verdict | None:
@@ -259,11 +273,11 @@ class Conversation:
         self._data_refused = False
         self._final = next(iter(self._refusals.values()), None)
         if self._final is not None:
-            self._log(self._final, Stage.MAIL)
+            self._log(self._final, _MAIL)
             return self._final[0]
-        if not ask or not self.chain.at[Stage.MAIL]:
+        if not ask or not self.chain.at[_MAIL]:
             return None
-        return self._settle(await self._ask(Stage.MAIL, message, message))
+        return self._settle(await self._ask(_MAIL, message, message))
 
     async def rcpt(self, recipient: Address, *, ask: bool = True) -> Verdict | None:
         """Ask about one recipient; the last of ``message.recipients`` is then what to use."""
@@ -278,9 +292,9 @@ class Conversation:
             ask = False  # a message that is held or dropped is decided
         if message.recipient_count >= self._engine.limits.recipients:
             return TOO_MANY_RECIPIENTS if ask else None  # what is not asked about is not kept
-        message.enter(Stage.RCPT)
+        message.enter(_RCPT)
         message.propose(recipient)
-        verdict = await self._ask(Stage.RCPT, message, message, recipient) if ask else None
+        verdict = await self._ask(_RCPT, message, message, recipient) if ask else None
         accepted = message.propose(None)
         if verdict is None or type(verdict) in (Discard, Quarantine):
             message.accept_recipient(recipient, accepted or recipient)
@@ -292,7 +306,7 @@ class Conversation:
         if self._data_refused:
             self._forget_data()
         before = self._final
-        verdict = await self._content_stage(Stage.DATA)
+        verdict = await self._content_stage(_DATA)
         self._data_refused = before is None and self._standing() is not None
         return verdict
 
@@ -309,11 +323,11 @@ class Conversation:
         limits = self._engine.limits
         if section.count > limits.fields or section.octets > limits.headers:
             return self.too_much_header()
-        return await self._content_stage(Stage.HEADERS)
+        return await self._content_stage(_HEADERS)
 
     async def body(self, piece: bytes) -> Verdict | None:
         """Show a piece of the body: whole CRLF lines, not dot-stuffed."""
-        return await self._content_stage(Stage.BODY, piece)
+        return await self._content_stage(_BODY, piece)
 
     async def end(self, body: Body | None = None) -> Verdict | None:
         """Ask about the whole message; ``body`` is there where the policies want it.
@@ -323,7 +337,7 @@ class Conversation:
         message = self.message
         if message is not None and body is not None:
             message.set_body(body)
-        verdict = await self._content_stage(Stage.MESSAGE)
+        verdict = await self._content_stage(_MESSAGE)
         return self._final[0] if self._final is not None else verdict
 
     async def finish(self, result: Literal["accepted", "refused", "aborted"]) -> None:
@@ -348,8 +362,8 @@ class Conversation:
                     id=message.id,
                 ),
             )
-        if self.chain.at[Stage.DONE]:
-            await self._ask(Stage.DONE, message, message)
+        if self.chain.at[_DONE]:
+            await self._ask(_DONE, message, message)
         self._final = None
         if not self.terms.strict:  # a test looks at the message afterwards
             message.release()
@@ -382,7 +396,7 @@ class Conversation:
         """Refuse the message for the engine's own reason."""
         if self._final is None:
             self._final = (verdict, by)
-            self._log(self._final, Stage.MESSAGE)
+            self._log(self._final, _MESSAGE)
         return self._final[0]
 
     def refuse(self, verdict: Verdict, reason: str) -> None:
@@ -437,13 +451,13 @@ class Conversation:
     @property
     def wants_body(self) -> bool:
         """Tell whether more of the body could change anything about this message."""
-        return self._wants(Stage.BODY, Stage.MESSAGE)
+        return self._wants(_BODY, _MESSAGE)
 
     @property
     def wants_content(self) -> bool:
         """Tell whether anybody would look at what is in the message, once it has ended included."""
-        return self._wants(Stage.HEADERS, Stage.BODY, Stage.MESSAGE) or (
-            self.message is not None and bool(self.chain.at[Stage.DONE])
+        return self._wants(_HEADERS, _BODY, _MESSAGE) or (
+            self.message is not None and bool(self.chain.at[_DONE])
         )
 
     def _wants(self, *stages: Stage) -> bool:
@@ -460,7 +474,7 @@ class Conversation:
         if stage in MESSAGE_STAGES and self.message is not None:
             self._settle(verdict)
         else:
-            self._refusals[Stage.HELO if stage is Stage.HELO else Stage.CONNECT] = (
+            self._refusals[_HELO if stage is _HELO else _CONNECT] = (
                 verdict,
                 self._by,
             )
@@ -472,7 +486,7 @@ class Conversation:
         """
         given = (verdict, self._by)
         self._data_refused = False
-        self._refusals[Stage.CONNECT] = given
+        self._refusals[_CONNECT] = given
         if self.message is not None:
             self._final = given
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,27 @@ def _number(name: str, default: int, text: str, most: int | None = None) -> Call
     """Return an option that is a number, at least 1."""
     return click.option(
         name, type=click.IntRange(1, most), default=default, show_default=True, help=text
+    )
+
+
+def _several(
+    name: str, into: str, known: Collection[str], text: str, shown: str = "all"
+) -> Callable[..., Command]:
+    """Return an option that may be repeated; without it all of them are meant."""
+    return click.option(
+        name,
+        into,
+        type=click.Choice(list(known)),
+        multiple=True,
+        default=list(known),
+        help=f"{text}; may be repeated.  [default: {shown}]",
+    )
+
+
+def _seconds(default: float, text: str = "Length of a run, about.") -> Callable[..., Command]:
+    """Return the option for the time that a run takes."""
+    return click.option(
+        "--seconds", type=click.FloatRange(0.1), default=default, show_default=True, help=text
     )
 
 
@@ -82,22 +103,14 @@ def opensmtpd_filters(
 
 
 @main.command("opensmtpd52")
-@click.option(
+@_several(
     "--smtpd",
     "smtpds",
-    type=click.Choice(list(opensmtpd52.SMTPDS)),
-    multiple=True,
-    default=list(opensmtpd52.SMTPDS),
-    help="Who plays smtpd: imsgload, or that of the tests; may be repeated.  [default: both]",
+    opensmtpd52.SMTPDS,
+    "Who plays smtpd: imsgload, or that of the tests",
+    "both",
 )
-@click.option(
-    "--size",
-    "sizes",
-    type=click.Choice(list(opensmtpd52.SIZES)),
-    multiple=True,
-    default=list(opensmtpd52.SIZES),
-    help="Size of a message; may be repeated.  [default: all]",
-)
+@_several("--size", "sizes", opensmtpd52.SIZES, "Size of a message")
 @click.option(
     "--sessions",
     type=click.IntRange(1, 1000),
@@ -107,21 +120,8 @@ def opensmtpd_filters(
     help="Sessions at a time; may be repeated.",
 )
 @_number("--messages", 1, "Messages in a session.")
-@click.option(
-    "--peer",
-    "names",
-    type=click.Choice(list(opensmtpd52.PEERS)),
-    multiple=True,
-    default=list(opensmtpd52.PEERS),
-    help="Who takes part; may be repeated.  [default: all]",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=0.3,
-    show_default=True,
-    help="Length of a run, about.",
-)
+@_several("--peer", "names", opensmtpd52.PEERS, "Who takes part")
+@_seconds(0.3)
 @_number("--rounds", 3, "Runs of each, for the median.")
 def opensmtpd52_filters(
     smtpds: tuple[str, ...],
@@ -156,14 +156,7 @@ def opensmtpd52_filters(
 
 
 @main.command("milter")
-@click.option(
-    "--filter",
-    "works",
-    type=click.Choice(list(WORKS)),
-    multiple=True,
-    default=list(WORKS),
-    help="What the filters do; may be repeated.  [default: all]",
-)
+@_several("--filter", "works", WORKS, "What the filters do")
 @click.option(
     "--transport",
     "transports",
@@ -188,13 +181,7 @@ def opensmtpd52_filters(
     show_default=True,
     help="Messages on a connection; may be repeated.",
 )
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=0.7,
-    show_default=True,
-    help="Length of a run.",
-)
+@_seconds(0.7, "Length of a run.")
 @_number("--rounds", 3, "Runs of each, for the median.")
 @click.option(
     "--idle",
@@ -237,14 +224,7 @@ def milters(
 
 
 @main.command("smtp")
-@click.option(
-    "--size",
-    "sizes",
-    type=click.Choice(list(SIZES)),
-    multiple=True,
-    default=list(SIZES),
-    help="Size of a message; may be repeated.  [default: all]",
-)
+@_several("--size", "sizes", SIZES, "Size of a message")
 @click.option(
     "--sessions",
     type=click.IntRange(1),
@@ -256,21 +236,8 @@ def milters(
     default=None,
     help="Connections for many messages, or for one.  [default: both]",
 )
-@click.option(
-    "--peer",
-    "names",
-    type=click.Choice(list(PEERS)),
-    multiple=True,
-    default=list(PEERS),
-    help="Who takes part; may be repeated.  [default: all]",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=0.7,
-    show_default=True,
-    help="Length of a run, about.",
-)
+@_several("--peer", "names", PEERS, "Who takes part")
+@_seconds(0.7)
 @_number("--rounds", 3, "Runs of each, for the median.")
 @click.option(
     "--large/--no-large",

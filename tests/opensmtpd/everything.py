@@ -1,6 +1,7 @@
 """A policy that is asked everything, holds every message and refuses nothing.
 
-A sender named ``slow`` keeps it thinking for a moment.
+It is for both protocols of OpenSMTPD: of the older one some stages are never asked.  A sender
+named ``slow`` keeps it thinking for a moment.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ async def helo(session: Session) -> Reject | None:
     return None
 
 
-@policy.starttls
+@policy.starttls(optional=True)
 async def starttls(session: Session) -> Reject | None:
     return None
 
 
-@policy.auth
+@policy.auth(optional=True)
 async def auth(session: Session, attempt: Attempt) -> Reject | None:
     return None
 
@@ -54,7 +55,7 @@ async def whole(message: Message) -> Reject | None:
     return None
 
 
-@policy.command("NOOP", "RSET", "QUIT")
+@policy.command("NOOP", "RSET", "QUIT", optional=True)
 async def command(session: Session, verb: str, argument: str) -> Reject | None:
     return None
 

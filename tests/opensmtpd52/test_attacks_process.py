@@ -17,7 +17,7 @@ from textwrap import dedent
 import pytest
 
 from tests.core.asking import in_loop
-from tests.opensmtpd52 import everything
+from tests.opensmtpd import everything
 from tests.opensmtpd52.client import Client, Way, without_trace
 from tests.opensmtpd52.frames import PIPE, REGISTER, Death, Speech, frame, open_descriptors
 from tests.opensmtpd52.running import CONFIG, Program, begun, program, until

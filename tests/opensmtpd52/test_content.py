@@ -15,7 +15,7 @@ from mailgate.message import Message
 from mailgate.policy import Policy
 from mailgate.verdict import Reject
 from tests.core.asking import in_loop
-from tests.opensmtpd52 import everything
+from tests.opensmtpd import everything
 from tests.opensmtpd52.client import ENTER, TRACE, Client, without_trace
 from tests.opensmtpd52.policies import reads, streams
 from tests.opensmtpd52.running import Running, begun, program, serving

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.core.asking import in_loop
-from tests.opensmtpd52 import everything, misbehaving
+from tests.opensmtpd import everything
+from tests.opensmtpd52 import misbehaving
 from tests.opensmtpd52.client import Client, without_trace
 from tests.opensmtpd52.frames import REGISTER, Speech, frame
 from tests.opensmtpd52.misbehaving import DEEDS, WAITS

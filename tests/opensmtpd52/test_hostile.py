@@ -17,7 +17,7 @@ from mailgate_opensmtpd52.facts import CAPABILITIES
 from mailgate_opensmtpd52.filter import Filter
 from tests.core.asking import in_loop
 from tests.hostile.cases import Case, fits, load, steps
-from tests.opensmtpd52 import everything
+from tests.opensmtpd import everything
 from tests.opensmtpd52.client import Client, without_trace
 from tests.opensmtpd52.frames import (
     EVENT,

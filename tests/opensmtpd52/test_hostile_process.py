@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.cases import Case, load, steps
-from tests.opensmtpd52 import everything
+from tests.opensmtpd import everything
 from tests.opensmtpd52.client import Client, without_trace
 from tests.opensmtpd52.hostility import Hostility
 from tests.opensmtpd52.recorded import little_endian

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 from mailgate.deadline import stay
 from mailgate.eager import Eager
 from mailgate.engine import Engine
+from mailgate.flush import Flushes
 from mailgate.listen import BACKLOG
 
 DRAIN = 30.0
@@ -67,6 +68,7 @@ class Server:
         self.engine = engine
         self.loop = asyncio.get_running_loop()
         self.eager = Eager()
+        self.flushes = Flushes(self.loop)
         self.connections: set[Served] = set()
         self.drain_timeout = drain_timeout
         self._tick = tick

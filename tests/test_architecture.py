@@ -19,7 +19,7 @@ MAX_LINES = 600
 LAYERS: list[set[str]] = [
     {"stage", "errors"},
     {"verdict", "syntax", "limits", "settings", "invocation", "fork", "logs", "watchdog"},
-    {"address", "headers", "session", "deadline", "threads", "eager", "stdio"},
+    {"address", "headers", "session", "deadline", "threads", "eager", "flush", "stdio"},
     {"content", "head", "mime", "message"},
     {"state", "policy"},
     {"chain", "question", "engine"},

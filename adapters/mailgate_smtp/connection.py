@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
         if work is None and not self._ended and not self._gone and not self._eof:
             awaitable = self._advance()
             if awaitable is None and not self._ended:
-                self._flush()
+                self._flush_soon()
                 return
             work = self._go_on(awaitable)
         else:
@@ -351,11 +351,13 @@ class Connection(asyncio.Protocol):
             work = self._advance()
             if work is None:
                 break
-        self._flush()
         if self._eof and not self._gone:
             self._ended = True
         if self._ended or self._gone:
+            self._flush()
             await self._end()
+        else:
+            self._flush_soon()
         self._busy = False
         self._turn = 0
         self._since = now = self._host.loop.time()
@@ -481,6 +483,10 @@ class Connection(asyncio.Protocol):
         octets = answer.octets
         self._out.append(octets)
         self._unsent += len(octets)
+
+    def _flush_soon(self) -> None:
+        if self._out:
+            self._host.flushes.soon(self._flush)
 
     def _flush(self) -> None:
         if self._out:

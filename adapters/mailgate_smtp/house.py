@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mailgate.eager import Eager
 from mailgate.engine import Engine
+from mailgate.flush import Flushes
 from mailgate.server import Served
 from mailgate.session import IPAddress
 from mailgate_smtp.dovecot import Dovecot
@@ -44,6 +45,7 @@ class Host(House, Protocol):
 
     loop: asyncio.AbstractEventLoop
     eager: Eager
+    flushes: Flushes
 
     def welcome(self, connection: Served) -> None: ...
     def forget(self, connection: Served) -> None: ...

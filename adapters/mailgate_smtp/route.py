@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, final
 
+from mailgate.flush import Flushes
 from mailgate_smtp.hop import LOST, NOTHING, UNREACHABLE, Features, HopError, NextHop
 from mailgate_smtp.identity import Identity
 from mailgate_smtp.maildir import Maildir, Trace
@@ -72,9 +73,10 @@ class _Waiting:
 class _Pool:
     """Connections to one server."""
 
-    def __init__(self, target: Target, options: SmtpOptions) -> None:
+    def __init__(self, target: Target, options: SmtpOptions, flushes: Flushes) -> None:
         self.target = target
         self._options = options
+        self._flushes = flushes
         self._loop = asyncio.get_running_loop()
         self._open: set[Upstream] = set()
         self._opening = 0  # and not yet in it
@@ -112,7 +114,7 @@ class _Pool:
         self._opening += 1
         try:
             upstream = await connect(
-                self.target, self._loop, options.timeouts, options.upstream_tls
+                self.target, self._loop, self._flushes, options.timeouts, options.upstream_tls
             )
         except BaseException:
             self._opening -= 1
@@ -211,14 +213,14 @@ class _Pool:
 class Route:
     """Finds a next hop for each message."""
 
-    def __init__(self, options: SmtpOptions) -> None:
+    def __init__(self, options: SmtpOptions, flushes: Flushes) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._answers_each = any(target.lmtp for target in options.targets)
         self._ways: list[_Pool | Maildir] = [
             Maildir(target.path or "", options.name, options.limits.message)
             if target.kind == "maildir"
-            else _Pool(target, options)
+            else _Pool(target, options, flushes)
             for target in options.targets
         ]
         self._down: dict[_Pool | Maildir, float] = {}  # until when it is tried last

@@ -36,7 +36,7 @@ class SmtpServer(Server):
         tick = max(min(timeouts.command / 4, timeouts.data / 4, MAX_TICK), 0.05)
         super().__init__(engine, tick=tick, drain_timeout=timeouts.drain)
         self.options = options
-        self.route = Route(options)
+        self.route = Route(options, self.flushes)
         self.tls = tls
         self.quarantine = quarantine
         path = options.dovecot

@@ -18,6 +18,7 @@ from functools import partial
 from typing import cast, final
 
 from mailgate.deadline import stay
+from mailgate.flush import Flushes
 from mailgate.syntax import check_host_name
 from mailgate_smtp.hop import CONFUSED, LOST, NOTHING, UNREACHABLE, Features, HopError
 from mailgate_smtp.identity import Identity, xclient, xforward
@@ -61,7 +62,11 @@ class Upstream(asyncio.Protocol):
     """
 
     def __init__(
-        self, target: Target, loop: asyncio.AbstractEventLoop, timeouts: Timeouts
+        self,
+        target: Target,
+        loop: asyncio.AbstractEventLoop,
+        flushes: Flushes,
+        timeouts: Timeouts,
     ) -> None:
         self.target = target
         self.answers_each = target.lmtp
@@ -73,12 +78,14 @@ class Upstream(asyncio.Protocol):
         self.since = 0.0
         self.patience = 0.0
         self._loop = loop
+        self._flushes = flushes
         self._decoder = ReplyDecoder()
         self._banner: asyncio.Future[Reply] = loop.create_future()
         # It may come before anybody awaits it.
         self._awaited: deque[asyncio.Future[Reply]] = deque([self._banner])
         self._accepted = 0  # recipients
         self._failure: HopError | None = None
+        self._out: list[bytes] = []  # until the end of the loop's turn
         self._unsent: list[bytes] = []  # of the content
         self._unsent_octets = 0
         self._in_turn = 0  # octets that were written since others had their turn
@@ -143,6 +150,7 @@ class Upstream(asyncio.Protocol):
                 awaited.exception()  # somebody may have stopped waiting for it
         self._wake()
         self.since = 0.0
+        self._out.clear()
         self._transport.abort()
 
     def expire(self) -> None:
@@ -161,7 +169,15 @@ class Upstream(asyncio.Protocol):
             raise HopError("half a reply that nobody asked for", CONFUSED)
         self._awaited.extend(replies)
         self.since, self.patience = self._loop.time(), patience
-        self._transport.write(octets)
+        if not self._out:
+            self._flushes.soon(self._flush)
+        self._out.append(octets)
+
+    def _flush(self) -> None:
+        if self._out:
+            octets = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            self._out.clear()
+            self._transport.write(octets)
 
     async def command(self, line: bytes, patience: float = 0.0) -> Reply:
         """Send one command line and return its reply; for AUTH, whatever code it has.
@@ -199,7 +215,8 @@ class Upstream(asyncio.Protocol):
         self.since, self.patience = self._loop.time(), self._timeouts.upstream
         if client is not None:
             self._told, header = client
-            self._transport.write(header)
+            self._out.append(header)
+            self._flush()
             self.identified = True
         answer = await self._banner
         if answer.code != 220:
@@ -356,7 +373,8 @@ class Upstream(asyncio.Protocol):
         self._unsent_octets += len(piece)
         if self._unsent_octets >= TOGETHER:
             self._in_turn += self._unsent_octets
-            self._transport.write(self._take_unsent())
+            self._out.append(self._take_unsent())
+            self._flush()
             if self._full:
                 await self._make_room()
             if self._in_turn >= TURN:
@@ -425,7 +443,8 @@ class Upstream(asyncio.Protocol):
         if self._failure is None:
             self._failure = HopError("it was released", LOST)
             with contextlib.suppress(RuntimeError, OSError):
-                self._transport.write(b"QUIT\r\n")
+                self._out.append(b"QUIT\r\n")
+                self._flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -448,10 +467,14 @@ def _outcome(awaited: asyncio.Future[Reply]) -> Reply:
 
 
 async def connect(
-    target: Target, loop: asyncio.AbstractEventLoop, timeouts: Timeouts, tls: UpstreamTLS
+    target: Target,
+    loop: asyncio.AbstractEventLoop,
+    flushes: Flushes,
+    timeouts: Timeouts,
+    tls: UpstreamTLS,
 ) -> Upstream:
     """Return a connection to a server, before its greeting.  HopError where there is none."""
-    make = partial(Upstream, target, loop, timeouts)
+    make = partial(Upstream, target, loop, flushes, timeouts)
     try:
         async with asyncio.timeout(timeouts.connect):
             if target.path is not None:

@@ -16,6 +16,7 @@ from mailgate.chain import Chain
 from mailgate.deadline import stay
 from mailgate.eager import Eager
 from mailgate.engine import Conversation, Engine
+from mailgate.flush import Flushes
 from mailgate.session import Session
 from mailgate_milter.negotiate import Plan
 from mailgate_milter.session import SmtpSession
@@ -59,6 +60,7 @@ class Host(Protocol):
     loop: asyncio.AbstractEventLoop
     engine: Engine
     eager: Eager
+    flushes: Flushes
     patience: float
     idle_timeout: float
 
@@ -256,7 +258,7 @@ class Connection(asyncio.Protocol):
         self._packets, self._looked = iter(packets), False
         work = self._advance()
         if work is None and not self._ended:
-            self._flush()
+            self._flush_soon()
         else:
             self._busy = True
             self._host.eager.run(self._go_on(work))
@@ -274,9 +276,11 @@ class Connection(asyncio.Protocol):
                 self._progress.cancel()
                 self._progress = None
             work = self._advance()
-        self._flush()
         if self._ended or self._gone:
+            self._flush()
             await self._end()
+        else:
+            self._flush_soon()
         self._busy = False
         if self._gone:
             self._host.forget(self)  # not before: `close` handlers may still have been at work
@@ -392,6 +396,7 @@ class Connection(asyncio.Protocol):
 
     def _hang_up(self) -> None:
         """Have the MTA see the end: a process that a policy forked may hold the socket, too."""
+        self._flush()
         if not self._gone and self._transport.can_write_eof():
             with contextlib.suppress(OSError, RuntimeError):
                 self._transport.write_eof()
@@ -404,6 +409,10 @@ class Connection(asyncio.Protocol):
             self._owes = self._due = 0
             self._out.append(packet)
             self._unsent += len(packet)
+
+    def _flush_soon(self) -> None:
+        if self._out:
+            self._host.flushes.soon(self._flush)
 
     def _flush(self) -> None:
         if self._out:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any, Literal, NoReturn, final
 
@@ -17,8 +16,8 @@ from mailgate.session import IPAddress, address_of
 from mailgate.syntax import text_of
 from mailgate_smtp.wire import CommandError, decode_xtext, reply
 
-MAX_COMMAND = 512
-"""Octets of one of these commands with its CRLF (RFC 5321 4.5.3.1.4)."""
+MAX_COMMAND = 510
+"""Octets of one of these commands; with CRLF they are 512 (RFC 5321 4.5.3.1.4)."""
 
 MAX_VALUE = 255
 """Octets of a value.  Postfix counts them as they are sent, encoded."""
@@ -48,6 +47,10 @@ class Identity:
     source: Literal["LOCAL", "REMOTE"] = "REMOTE"
     server: IPAddress | None = None
     server_port: int = 0
+    forwarded: dict[bytes, tuple[bytes, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `xforward` made of it for what was offered last: a client sends several messages."""
 
     def updated(self, attributes: Mapping[bytes, str | None]) -> Identity:
         """Return the identity with what `parse_attributes` has found."""
@@ -66,13 +69,15 @@ _SPECIAL = re.compile(rb"[^0-9A-Za-z._:@\[\]-]")
 _HARMLESS = re.compile(r"""[!#-'*-:=?A-\[\]-~]+""")  # nothing special in a header
 
 
-@lru_cache(maxsize=256)  # a client sends several messages
 def xforward(identity: Identity, offered: bytes) -> tuple[bytes, ...]:
-    """Return the XFORWARD commands that tell of a client, with CRLF.
+    """Return the XFORWARD commands that tell of a client, without CRLF.
 
     ``offered`` is what stands behind the keyword in the reply to EHLO: only these attributes
     are told.  What the server would refuse, and a message with it, is called unavailable.
     """
+    commands = identity.forwarded.get(offered)
+    if commands is not None:
+        return commands
     values = {
         b"NAME": _value(identity.name, _HOST_NAME),
         b"ADDR": _address(identity.address),
@@ -82,11 +87,14 @@ def xforward(identity: Identity, offered: bytes) -> tuple[bytes, ...]:
         b"IDENT": _value(identity.ident, _HARMLESS),
         b"SOURCE": identity.source.encode("ascii"),
     }
-    return _commands(b"XFORWARD", values, offered)
+    commands = _commands(b"XFORWARD", values, offered)
+    identity.forwarded.clear()  # a server may offer something else each time
+    identity.forwarded[offered] = commands
+    return commands
 
 
 def xclient(identity: Identity, offered: bytes) -> tuple[bytes, ...]:
-    """Return the XCLIENT commands that make a server take this client for its own, with CRLF.
+    """Return the XCLIENT commands that make a server take this client for its own, without CRLF.
 
     ADDR, PORT and NAME are in the last: behind it few servers take another one.  It has all
     that it has room for, since Postfix forgets HELO, PROTO and LOGIN with each command that
@@ -111,16 +119,16 @@ def _commands(verb: bytes, values: dict[bytes, bytes], offered: bytes) -> tuple[
     """Return commands within `MAX_COMMAND`; the last one is filled first."""
     names = frozenset(offered.upper().split())
     lines: list[bytes] = []
-    tail = b"\r\n"
+    tail = b""
     for attribute in reversed(values):
         if attribute not in names:
             continue
         word = b" " + attribute + b"=" + values[attribute]
         if len(verb) + len(word) + len(tail) > MAX_COMMAND:
             lines.insert(0, verb + tail)
-            tail = b"\r\n"
+            tail = b""
         tail = word + tail
-    if tail != b"\r\n":
+    if tail:
         lines.insert(0, verb + tail)
     return tuple(lines)
 

@@ -294,8 +294,7 @@ class Upstream(asyncio.Protocol):
         self._told = identity
         wanted = b"" if how == "auto" else how.upper().encode()
         if wanted in (b"", b"XFORWARD") and b"XFORWARD" in self.features:
-            lines = xforward(identity, self.features[b"XFORWARD"])
-            self._forward = tuple(line.removesuffix(b"\r\n") for line in lines)
+            self._forward = xforward(identity, self.features[b"XFORWARD"])
         elif wanted in (b"", b"XCLIENT") and self._takes_address:
             await self._impersonate(hello, identity)
         elif wanted:
@@ -304,7 +303,11 @@ class Upstream(asyncio.Protocol):
     def knows(self, identity: Identity) -> bool:
         """Tell whether it was told of this very client, as far as the way to tell it goes."""
         told = self._told
-        if told is None or not self.identified or self._takes_address:
+        if told is identity:
+            return True
+        if told is None or not self.identified:
+            return False  # to say it again costs nothing
+        if self._takes_address:
             return told == identity
         return (told.address, told.port) == (identity.address, identity.port)  # PROXY
 
@@ -315,7 +318,7 @@ class Upstream(asyncio.Protocol):
 
     async def _impersonate(self, hello: str, identity: Identity) -> None:
         for line in xclient(identity, self.features[b"XCLIENT"]):
-            answer = await self.command(line.removesuffix(b"\r\n"))
+            answer = await self.command(line)
             if not answer.positive:
                 raise HopError(f"its answer to XCLIENT is {answer}", answer, of_client=True)
             self.identified = True

@@ -62,7 +62,7 @@ class Eager:
         the coroutine gets one of its own, and begins in the loop's next turn.
         """
         carrier = self._spare.pop() if self._spare else None
-        if carrier is None or not carrier.waits:
+        if carrier is None or carrier.woken.done():  # a coroutine may have cancelled its wait
             task = self._keep(ShieldedStart(_logged(job), loop=self._loop))
             task.add_done_callback(lambda _: job.close())  # it may end without having begun
             if not self._spare:
@@ -96,10 +96,10 @@ class _Carrier:
     coroutine when it is cancelled.
     """
 
-    __slots__ = ("_job", "_spare", "_wake", "task")
+    __slots__ = ("_job", "_spare", "task", "woken")
 
     task: Task[None]
-    _wake: Future[None]
+    woken: Future[None]
 
     def __init__(self, spare: list[_Carrier]) -> None:
         self._spare = spare
@@ -109,30 +109,25 @@ class _Carrier:
         self.task = loop.create_task(self._carry(loop))
         return self.task
 
-    @property
-    def waits(self) -> bool:
-        """Tell whether nothing has ended its wait yet: a coroutine may have cancelled it."""
-        return not self._wake.done()
-
     def take_over(self, job: Job, context: Context, pending: Any) -> None:
         """Go on with a coroutine that has yielded ``pending``."""
         _set_blocking(pending, False)
         self._job = job, context, pending
-        if not self._wake.done():
-            self._wake.set_result(None)
+        if not self.woken.done():
+            self.woken.set_result(None)
 
     async def _carry(self, loop: asyncio.AbstractEventLoop) -> None:
         while len(self._spare) < SPARE:
-            self._wake = loop.create_future()
+            self.woken = loop.create_future()
             self._spare.append(self)
             cancelled: CancelledError | None = None
             try:
-                await self._wake
+                await self.woken
             except CancelledError as error:
                 cancelled = error  # meant for the coroutine, if there is one by now
-            if self in self._spare:
-                self._spare.remove(self)
             if self._job is None:
+                if self in self._spare:
+                    self._spare.remove(self)
                 return
             job, self._job = self._job, None
             try:

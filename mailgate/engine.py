@@ -293,9 +293,11 @@ class Conversation:
         if message.recipient_count >= self._engine.limits.recipients:
             return TOO_MANY_RECIPIENTS if ask else None  # what is not asked about is not kept
         message.enter(_RCPT)
-        message.propose(recipient)
-        verdict = await self._ask(_RCPT, message, message, recipient) if ask else None
-        accepted = message.propose(None)
+        verdict, accepted = None, None
+        if ask and self.chain.at[_RCPT]:
+            message.propose(recipient)
+            verdict = await self._ask(_RCPT, message, message, recipient)
+            accepted = message.propose(None)
         if verdict is None or type(verdict) in (Discard, Quarantine):
             message.accept_recipient(recipient, accepted or recipient)
             return self._settle(verdict)

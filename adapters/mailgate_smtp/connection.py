@@ -368,15 +368,18 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> Awaitable[None] | None:
         """Take input until something has to be awaited; None where no more of it is there."""
         try:
-            while not self._ended and not self._gone and self._session is not None:
+            while not self._ended and not self._gone and (session := self._session) is not None:
                 if self._unsent > UNSENT:
                     return self._make_room()
                 if self._turn > TURN:
                     return self._next_turn()
+                if (session.errors or session.junk) and self._is_trying(session):
+                    self._turn_out()
+                    break
                 if (content := self._content) is not None:
                     if not self._lines.waiting and not content.ended:
                         break
-                    work = self._take_content(self._session, content)
+                    work = self._take_content(session, content)
                     if work is not None:
                         return work
                     continue
@@ -384,7 +387,9 @@ class Connection(asyncio.Protocol):
                 if line is None:
                     break
                 self._turn += 1
-                return self._take_line(self._session, line)
+                work = self._take_line(session, line)
+                if work is not None:
+                    return work
         except WireError as error:
             self._turn_bad(error)
         except Exception as error:
@@ -410,7 +415,7 @@ class Connection(asyncio.Protocol):
             except asyncio.CancelledError:  # a policy may cancel every task there is
                 await stay()
 
-    async def _take_line(self, session: SmtpSession, line: bytes) -> None:
+    def _take_line(self, session: SmtpSession, line: bytes) -> Awaitable[None] | None:
         if line == TOO_LONG:
             session.errors += 1
             self.answer(replies.TOO_LONG)
@@ -418,13 +423,17 @@ class Connection(asyncio.Protocol):
             self.answer(replies.NOT_SMTP)
             self.hang_up()
         else:
-            await session.take(line)
-        if (
-            session.errors > self._host.options.limits.errors or session.junk > JUNK
-        ) and not self._ended:
-            log.info("smtp connection of %s closed: too many errors", self._name)
-            self.answer(replies.TOO_MANY_ERRORS)
-            self.hang_up()
+            return session.take(line)
+        return None
+
+    def _is_trying(self, session: SmtpSession) -> bool:
+        """Tell whether a client makes too many errors, or says too much that means nothing."""
+        return session.errors > self._host.options.limits.errors or session.junk > JUNK
+
+    def _turn_out(self) -> None:
+        log.info("smtp connection of %s closed: too many errors", self._name)
+        self.answer(replies.TOO_MANY_ERRORS)
+        self.hang_up()
 
     def _turn_bad(self, error: WireError) -> None:
         """End the connection: what the client sent can be understood in two ways."""

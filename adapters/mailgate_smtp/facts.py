@@ -8,12 +8,13 @@ from ipaddress import ip_address
 from mailgate.session import TLS, IPAddress, plain
 from mailgate_smtp.identity import Identity
 
+_HTTP_METHODS = (b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS")
+
 
 def is_foreign(line: bytes) -> bool:
     """Tell whether a client takes us for an HTTP or a TLS server."""
-    verb = line.partition(b" ")[0]
-    return line[:1] == b"\x16" or (
-        verb in (b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS") and b" HTTP/" in line
+    return line.startswith(b"\x16") or (
+        b" HTTP/" in line and line.partition(b" ")[0] in _HTTP_METHODS
     )
 
 

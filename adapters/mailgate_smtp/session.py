@@ -138,8 +138,11 @@ class SmtpSession:
             self._error(self._refused)
             return
         conversation = self._client.conversation
-        if conversation is not None and await self._ask(conversation, verb, argument):
-            return
+        if conversation is not None:
+            interest = conversation.interest
+            looks = interest.verbs or interest.observes_commands
+            if looks and await self._ask(conversation, verb, argument):
+                return
         if handler is None:
             self._error(replies.UNKNOWN)
             return
@@ -150,9 +153,6 @@ class SmtpSession:
 
     async def _ask(self, conversation: Conversation, verb: bytes, argument: bytes) -> bool:
         """Ask about a command or show it, and tell whether it was answered by that."""
-        interest = conversation.interest
-        if not interest.verbs and not interest.observes_commands:
-            return False
         name, shown = text_of(verb), text_of(argument)
         if verb.startswith(b"AUTH"):  # whatever stands behind it may be a password
             name, shown = "AUTH", text_of(argument.partition(b" ")[0]) if verb == b"AUTH" else ""

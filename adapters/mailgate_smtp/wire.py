@@ -70,18 +70,11 @@ class Reply(NamedTuple):
     @property
     def octets(self) -> bytes:
         """The reply as it is sent."""
-        code, lines = b"%d" % self.code, self.lines
+        code, lines = self
+        last = b"%d %b\r\n" % (code, lines[-1])
         if len(lines) == 1:
-            return code + b" " + lines[0] + b"\r\n"
-        return b"".join(
-            (
-                *(code + b"-" + line + b"\r\n" for line in lines[:-1]),
-                code,
-                b" ",
-                lines[-1],
-                b"\r\n",
-            )
-        )
+            return last
+        return b"".join((*(b"%d-%b\r\n" % (code, line) for line in lines[:-1]), last))
 
     def __str__(self) -> str:
         return f"{self.code} {b'; '.join(self.lines).decode('utf-8', 'replace')}"
@@ -218,11 +211,13 @@ class Lines:
 
     def command(self) -> bytes | None:
         """Return the next command line as `next` does; AUTH with a response may be longer."""
-        waiting, limit = self.waiting, MAX_COMMAND
-        if waiting > limit and not self._skipped:
-            verb = self._octets[self._at : self._at + 5]
-            limit = MAX_AUTH if verb.upper() == b"AUTH " else limit
-        return self.next(limit) if waiting else None
+        octets, at = self._octets, self._at
+        if at == len(octets):
+            return None
+        limit = MAX_COMMAND
+        if len(octets) - at > limit and not self._skipped:
+            limit = MAX_AUTH if octets[at : at + 5].upper() == b"AUTH " else limit
+        return self.next(limit)
 
     def next(self, limit: int = MAX_COMMAND) -> bytes | None:
         """Return the next line without its CRLF, or None where no line is whole yet.

@@ -24,7 +24,7 @@ from mailgate_smtp.house import Host
 from mailgate_smtp.identity import Identity
 from mailgate_smtp.options import Kind
 from mailgate_smtp.proxy import ProxyHeader
-from mailgate_smtp.session import JUNK, SmtpSession
+from mailgate_smtp.session import SmtpSession
 from mailgate_smtp.wire import MAX_AUTH, TOO_LONG, BareLF, Lines, Reply, WireError
 
 log = logging.getLogger(__name__)
@@ -207,9 +207,7 @@ class Connection(asyncio.Protocol):
             self._run(self._session.begin())
 
     def _turn_away(self, reason: str, answer: Reply) -> None:
-        log.info("smtp connection of %s closed: %s", self._name, reason)
-        self.answer(answer)
-        self._ended = True
+        self._part(reason, answer)
         self._flush()
         self._run(None)
 
@@ -373,8 +371,8 @@ class Connection(asyncio.Protocol):
                     return self._make_room()
                 if self._turn > TURN:
                     return self._next_turn()
-                if (session.errors or session.junk) and self._is_trying(session):
-                    self._turn_out()
+                if (session.errors or session.junk) and session.tries_us:
+                    self._part("too many errors", replies.TOO_MANY_ERRORS)
                     break
                 if (content := self._content) is not None:
                     if not self._lines.waiting and not content.ended:
@@ -426,20 +424,16 @@ class Connection(asyncio.Protocol):
             return session.take(line)
         return None
 
-    def _is_trying(self, session: SmtpSession) -> bool:
-        """Tell whether a client makes too many errors, or says too much that means nothing."""
-        return session.errors > self._host.options.limits.errors or session.junk > JUNK
-
-    def _turn_out(self) -> None:
-        log.info("smtp connection of %s closed: too many errors", self._name)
-        self.answer(replies.TOO_MANY_ERRORS)
+    def _part(self, reason: str, answer: Reply) -> None:
+        """Have the connection end behind a reply."""
+        log.info("smtp connection of %s closed: %s", self._name, reason)
+        self.answer(answer)
         self.hang_up()
 
     def _turn_bad(self, error: WireError) -> None:
         """End the connection: what the client sent can be understood in two ways."""
-        log.info("smtp connection of %s closed: %s", self._name, error)
-        self.answer(replies.BARE_LF if isinstance(error, BareLF) else replies.TOO_LONG)
-        self.hang_up()
+        bare = isinstance(error, BareLF)
+        self._part(str(error), replies.BARE_LF if bare else replies.TOO_LONG)
 
     def _fault(self, error: Exception | None) -> None:
         """End the connection where we cannot tell any more what was answered."""
@@ -468,7 +462,7 @@ class Connection(asyncio.Protocol):
             self.hang_up()
         elif content.ended:
             self._content = None
-            return self._end_content(session, work)
+            return self._end_content(session, work) if work else session.end_of_content()
         elif work is not None:
             return self._passed_on(session, work)
         return None
@@ -480,9 +474,8 @@ class Connection(asyncio.Protocol):
             session.fail(error)
         self._mind_room()
 
-    async def _end_content(self, session: SmtpSession, work: Awaitable[None] | None) -> None:
-        if work is not None:
-            await self._passed_on(session, work)
+    async def _end_content(self, session: SmtpSession, work: Awaitable[None]) -> None:
+        await self._passed_on(session, work)
         await session.end_of_content()
 
     # -- the client's end of the session ---------------------------------------------------------

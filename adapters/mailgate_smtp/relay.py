@@ -90,6 +90,13 @@ class Relay:
         self._hop = hop
         return hop
 
+    def _at_hand(self) -> NextHop | None:
+        """Return the next hop where there is none yet and `ready` would not have to wait."""
+        if self._hop is None and not self._pinned and not self._gone:
+            self._hop = self._route.at_hand(self)
+            return self._hop
+        return None
+
     async def ready(self, *, fresh: bool = False) -> NextHop:
         """Return the next hop when it knows who the client is."""
         hop = None if fresh else self._hop
@@ -202,7 +209,7 @@ class Relay:
         """
         if self._hop is not None and self._said and not fresh:
             await self._take_back(self._hop)
-        hop = await self.ready(fresh=fresh)
+        hop = (None if fresh else self._at_hand()) or await self.ready(fresh=fresh)
         features = hop.features
         said = carried(sender, features), [carried(path, features) for path in recipients]
         self._working = self._said = True  # it may have begun before it has answered
@@ -292,12 +299,14 @@ class Relay:
             raise self._failed(error) from None
 
     async def _send(self, pieces: Callable[[], Iterable[bytes]]) -> Sequence[Reply]:
+        self._working = True
         try:
-            answer = await self.data()
+            hop = self._open_hop()
+            answer = await hop.data()
             if answer.code != 354:
                 await self.reset()
                 return [answer]
-            hop = self._open_hop()
+            self._sending = True
             for piece in pieces():
                 await hop.write(piece)
             return await self.end()

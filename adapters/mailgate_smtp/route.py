@@ -84,6 +84,13 @@ class _Pool:
         self._lent: dict[Upstream, Borrower] = {}
         self._waiting: deque[_Waiting] = deque()
 
+    def at_hand(self, borrower: Borrower) -> Upstream | None:
+        """Return a connection that is idle, None where one has to be waited for."""
+        upstream = self._pooled() if not self._waiting else None
+        if upstream is not None:
+            self._lent[upstream] = borrower
+        return upstream
+
     async def take(self, borrower: Borrower, *, fresh: bool) -> Upstream:
         """Return a connection.  HopError."""
         if self._waiting or not self._has_room:
@@ -239,6 +246,20 @@ class Route:
         """Tell whether a next hop may have one reply for each recipient (LMTP)."""
         return self._answers_each
 
+    def at_hand(self, borrower: Borrower) -> NextHop | None:
+        """Return a next hop that knows the client, None where `take` and `identify` have to wait.
+
+        There is one where a single upstream has an idle connection, which is the rule.
+        """
+        way = self._ways[0]
+        if len(self._ways) > 1 or isinstance(way, Maildir) or way in self._down:
+            return None
+        upstream = way.at_hand(borrower)
+        if upstream is None or self._introduces(borrower, upstream):
+            return upstream
+        way.give_back(upstream)
+        return None
+
     async def take(self, borrower: Borrower, *, fresh: bool = False) -> NextHop:
         """Return a next hop that is ready for a message; `identify` goes before it.
 
@@ -271,13 +292,20 @@ class Route:
 
     async def identify(self, borrower: Borrower, hop: NextHop) -> bool:
         """Have the next hop know the client; False where it knows another one for good."""
-        options, identity = self._options, borrower.identity
-        if not isinstance(hop, Upstream) or options.identity == "none" or hop.knows(identity):
+        if not isinstance(hop, Upstream) or self._introduces(borrower, hop):
             return True
         if hop.identified:
             return False
-        await hop.identify(options.name, identity, options.identity)
+        options = self._options
+        await hop.impersonate(options.name, borrower.identity, options.identity)
         return True
+
+    def _introduces(self, borrower: Borrower, upstream: Upstream) -> bool:
+        """Have a connection know the client, where nothing has to be awaited for that."""
+        how, identity = self._options.identity, borrower.identity
+        if how == "none" or upstream.knows(identity):
+            return True
+        return not upstream.identified and upstream.forward(identity, how)
 
     def give_back(self, hop: NextHop, *, hang_up: bool = False) -> None:
         """Take a next hop back; ``hang_up`` where a message is under way on it."""

@@ -90,6 +90,11 @@ class SmtpSession:
         """Tell whether no message is under way."""
         return self._transaction is None
 
+    @property
+    def tries_us(self) -> bool:
+        """Tell whether the client makes too many errors, or says too much that means nothing."""
+        return self.errors > self._options.limits.errors or self.junk > JUNK
+
     # -- the connection --------------------------------------------------------------------------
 
     async def begin(self) -> None:
@@ -392,13 +397,14 @@ class SmtpSession:
             content.begin_chunk(self._chunk)
             self._line.expect(content)
 
-    async def end_of_content(self) -> None:
+    def end_of_content(self) -> Awaitable[None]:
         """Answer the end of data, or of a chunk."""
-        transaction, by_chunk = self._transaction, self._by_chunk
-        self._by_chunk = False
-        if not by_chunk:
-            await self._end_of_message()
-        elif transaction is None:
+        by_chunk, self._by_chunk = self._by_chunk, False
+        return self._end_of_chunk() if by_chunk else self._end_of_message()
+
+    async def _end_of_chunk(self) -> None:
+        transaction = self._transaction
+        if transaction is None:
             self._error(replies.NEED_MAIL)
         elif self._chunk_refusal is not None:
             answer, self._chunk_refusal = self._chunk_refusal, replies.NO_CHUNK

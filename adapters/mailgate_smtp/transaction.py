@@ -146,20 +146,19 @@ class Transaction:
             await self._finish("refused")
             return self._refuse(verdict)
         self._sender = path, address
-        answer = await self._say_mail(path, address) if self._live else SENDER_OK
+        answer = SENDER_OK
+        if self._live:
+            message = self._conversation.message
+            if message is not None and message.edits and message.sender is not address:
+                path = _path_of(message.sender)
+            try:
+                answer = self._pass_on(await self._relay.mail(path))
+            except HopError as error:
+                answer = self._pass_on(error.reply)
         self.begun = answer.positive
         if not self.begun:
             await self._finish("refused")
         return answer
-
-    async def _say_mail(self, path: Path, address: Address) -> Reply:
-        message = self._conversation.message
-        if message is not None and message.edits and message.sender is not address:
-            path = _path_of(message.sender)
-        try:
-            return self._pass_on(await self._relay.mail(path))
-        except HopError as error:
-            return self._pass_on(error.reply)
 
     async def rcpt(self, argument: bytes) -> Reply:
         conversation, message = self._conversation, self._conversation.message
@@ -184,7 +183,12 @@ class Transaction:
         accepted = message.recipients[-1]
         if accepted is not address:
             path = _path_of(accepted)
-        answer = await self._say_rcpt(path) if self._live else RECIPIENT_OK
+        answer = RECIPIENT_OK
+        if self._live:
+            try:
+                answer = self._pass_on(await self._relay.rcpt(path))
+            except HopError as error:
+                answer = self._pass_on(error.reply)
         if answer.positive:
             self._recipients.append((path, accepted))
         else:
@@ -205,12 +209,6 @@ class Transaction:
             self._log(RELAY_DENIED, "smtp.relay_domains", Stage.RCPT, address)
             return RELAY_DENIED
         return None
-
-    async def _say_rcpt(self, path: Path) -> Reply:
-        try:
-            return self._pass_on(await self._relay.rcpt(path))
-        except HopError as error:
-            return self._pass_on(error.reply)
 
     # -- the content -----------------------------------------------------------------------------
 

@@ -179,8 +179,8 @@ class Upstream(asyncio.Protocol):
             self._out.clear()
             self._transport.write(octets)
 
-    async def command(self, line: bytes, patience: float = 0.0) -> Reply:
-        """Send one command line and return its reply; for AUTH, whatever code it has.
+    def command(self, line: bytes, patience: float = 0.0) -> asyncio.Future[Reply]:
+        """Send one command line; its reply comes, for AUTH whatever code it has.
 
         ValueError for a line that would be more than one command.
         """
@@ -188,7 +188,7 @@ class Upstream(asyncio.Protocol):
             raise ValueError(f"not a command line: {line[:40]!r}")
         awaited: asyncio.Future[Reply] = self._loop.create_future()
         self._send(line + b"\r\n", (awaited,), patience or self._timeouts.upstream)
-        return await awaited
+        return awaited
 
     async def _answered(self, line: bytes) -> Reply:
         """Send a command whose reply is 2xx, 4xx or 5xx; 421 ends the connection, too."""
@@ -285,20 +285,33 @@ class Upstream(asyncio.Protocol):
         if answer.code != 235:
             raise HopError(f"its answer to AUTH is {answer.code}", NO_LOGIN)
 
-    async def identify(self, hello: str, identity: Identity, how: str) -> None:
-        """Say who the client is, in one of the ways that `SmtpOptions.identity` names.
+    def forward(self, identity: Identity, how: str) -> bool:
+        """Have XFORWARD say who the client is before each message, where it is offered.
 
-        XFORWARD is said before each message, XCLIENT once and for good.  HopError where the
-        server takes neither, and it is wanted.
+        ``how`` is one of the ways that `SmtpOptions.identity` names.  False where it asks for
+        `impersonate`.
         """
-        self._told = identity
-        wanted = b"" if how == "auto" else how.upper().encode()
-        if wanted in (b"", b"XFORWARD") and b"XFORWARD" in self.features:
+        if how in ("auto", "xforward") and b"XFORWARD" in self.features:
+            self._told = identity
             self._forward = xforward(identity, self.features[b"XFORWARD"])
-        elif wanted in (b"", b"XCLIENT") and self._takes_address:
-            await self._impersonate(hello, identity)
-        elif wanted:
+            return True
+        return how == "auto" and not self._takes_address
+
+    async def impersonate(self, hello: str, identity: Identity, how: str) -> None:
+        """Have XCLIENT say who the client is, once and for good.
+
+        HopError where the server does not take it, or is to be told in another way.
+        """
+        if how == "xforward" or not self._takes_address:
             raise HopError(f"it does not offer {how.upper()}, or not with ADDR", NO_IDENTITY)
+        self._told = identity
+        for line in xclient(identity, self.features[b"XCLIENT"]):
+            answer = await self.command(line)
+            if not answer.positive:
+                raise HopError(f"its answer to XCLIENT is {answer}", answer, of_client=True)
+            self.identified = True
+        if self.identified:
+            await self._hello(hello_of(identity, hello))
 
     def knows(self, identity: Identity) -> bool:
         """Tell whether it was told of this very client, as far as the way to tell it goes."""
@@ -316,15 +329,6 @@ class Upstream(asyncio.Protocol):
         """Tell whether XCLIENT is any use: without ADDR every client would be this host."""
         return b"ADDR" in self.features[b"XCLIENT"].upper().split()
 
-    async def _impersonate(self, hello: str, identity: Identity) -> None:
-        for line in xclient(identity, self.features[b"XCLIENT"]):
-            answer = await self.command(line)
-            if not answer.positive:
-                raise HopError(f"its answer to XCLIENT is {answer}", answer, of_client=True)
-            self.identified = True
-        if self.identified:
-            await self._hello(hello_of(identity, hello))
-
     # -- a message -------------------------------------------------------------------------------
 
     async def mail(self, path: Path) -> Reply:
@@ -340,13 +344,14 @@ class Upstream(asyncio.Protocol):
         lines = [*self._forward, b"MAIL FROM:" + sender.argument]
         lines += [b"RCPT TO:" + path.argument for path in recipients]
         known = len(self._forward)  # commands that only tell something: whatever is answered
+        replies: list[Reply] = []
         if len(lines) == 1 or b"PIPELINING" in self.features:
             octets = b"\r\n".join((*lines, b""))
             awaited = [self._loop.create_future() for _ in lines]
             self._send(octets, awaited, self._timeouts.upstream)
-            replies = [self._judge(await each) for each in awaited]
+            for each in awaited:
+                replies.append(self._judge(await each))
         else:
-            replies = []
             for line in lines:
                 replies.append(await self._answered(line))
                 if len(replies) == known + 1 and not replies[-1].positive:
@@ -408,8 +413,10 @@ class Upstream(asyncio.Protocol):
         awaited = [_Outlasting(loop=self._loop) for _ in range(number)]
         self._send(self._take_unsent(), awaited, self._timeouts.upstream_dot)
         self.messages += 1
+        replies: list[Reply] = []
         try:
-            replies = [await self._outlast(each) for each in awaited]
+            for each in awaited:
+                replies.append(await self._outlast(each))
         except HopError:
             if number == 1:
                 raise

@@ -16,7 +16,7 @@ from mailgate.chain import Chain
 from mailgate.deadline import stay
 from mailgate.eager import Eager
 from mailgate.engine import Conversation, Engine
-from mailgate.flush import Flushes
+from mailgate.flush import Flushes, Outgoing
 from mailgate.session import Session
 from mailgate_milter.negotiate import Plan
 from mailgate_milter.session import SmtpSession
@@ -70,7 +70,7 @@ class Host(Protocol):
 
 
 @final
-class Connection(asyncio.Protocol):
+class Connection(Outgoing):
     """Speaks milter with one process of an MTA.  None of its methods raises."""
 
     __slots__ = (
@@ -80,10 +80,8 @@ class Connection(asyncio.Protocol):
         "_decoder",
         "_due",
         "_ended",
-        "_gone",
         "_host",
         "_looked",
-        "_out",
         "_owes",
         "_packets",
         "_plan",
@@ -94,15 +92,13 @@ class Connection(asyncio.Protocol):
         "_room",
         "_session",
         "_stalled",
-        "_transport",
-        "_unsent",
         "last",
     )
 
-    _transport: asyncio.Transport
     _chain: Chain
 
     def __init__(self, host: Host) -> None:
+        super().__init__(host.flushes)
         self._host = host
         self._decoder = Decoder(unread=_HEADER)
         self._plan: Plan | None = None  # until OPTNEG
@@ -115,11 +111,9 @@ class Connection(asyncio.Protocol):
         self._busy = False  # packets are being worked off; a handler may be waiting
         self._owes = 0  # the command under way, where the MTA waits for its answer
         self._due = 0  # one behind it, where a handler of an unanswered one waits
-        self._out: list[bytes] = []
-        self._unsent = 0  # octets of the answers in it
         self._room: asyncio.Future[None] | None = None
         self._progress: asyncio.TimerHandle | None = None
-        self._ended = self._quit = self._gone = False
+        self._ended = self._quit = False
         self.last = 0.0  # when something was read, in the loop's time
         self._stalled = 0.0  # since when the MTA does not read, 0 where it does
 
@@ -407,19 +401,7 @@ class Connection(asyncio.Protocol):
         """Answer the command under way, where the MTA waits for that."""
         if self._owes:
             self._owes = self._due = 0
-            self._out.append(packet)
-            self._unsent += len(packet)
-
-    def _flush_soon(self) -> None:
-        if self._out:
-            self._host.flushes.soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._out:
-            if not self._gone:
-                self._transport.write(b"".join(self._out))
-            self._out.clear()
-            self._unsent = 0
+            self._say(packet)
 
     def _on_wait(self) -> None:
         """A handler waits: send what is answered, and signs of life where the MTA takes them."""

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, cast, final
 
 from mailgate.deadline import stay
+from mailgate.flush import Outgoing
 from mailgate.session import TLS
 from mailgate_smtp import replies
 from mailgate_smtp.content import Intake
@@ -58,13 +59,13 @@ HANDSHAKE = 30.0
 
 
 @final
-class Connection(asyncio.Protocol):
+class Connection(Outgoing):
     """Speaks SMTP or LMTP with one client.  None of its methods raises."""
 
-    _transport: asyncio.Transport
     _peer: Identity
 
     def __init__(self, host: Host, kind: Kind) -> None:
+        super().__init__(host.flushes)
         self._host = host
         self._kind = kind
         self._timeouts = host.options.timeouts
@@ -74,8 +75,6 @@ class Connection(asyncio.Protocol):
         self._content: Intake | None = None  # while it comes
         self._began = 0.0  # when the content did
         self._awaited: asyncio.Future[bytes] | None = None  # a line of an AUTH exchange
-        self._out: list[bytes] = []
-        self._unsent = 0
         self._room: asyncio.Future[None] | None = None
         self._delay: asyncio.TimerHandle | None = None
         self._busy = False
@@ -85,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._given_up = ""  # why we have ended it
         self._lingers = True  # at the end, for a client that may still be sending
         self._parting: Reply | None = None  # for whoever is given up while we are at work
-        self._ended = self._eof = self._gone = False
+        self._ended = self._eof = False
         self._stalled = 0.0  # since when the client does not read, 0 where it does
         self._since = 0.0  # when it was given the last reply
         self.tls: TLS | None = None
@@ -482,20 +481,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, answer: Reply) -> None:
         """Send a reply, in one piece with those before it."""
-        octets = answer.octets
-        self._out.append(octets)
-        self._unsent += len(octets)
-
-    def _flush_soon(self) -> None:
-        if self._out:
-            self._host.flushes.soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._out:
-            if not self._gone:
-                self._transport.write(b"".join(self._out) if len(self._out) > 1 else self._out[0])
-            self._out.clear()
-            self._unsent = 0
+        self._say(answer.octets)
 
     def hang_up(self, *, linger: bool = True) -> None:
         """Take no further command: the connection ends behind the last reply."""

@@ -18,7 +18,7 @@ from functools import partial
 from typing import cast, final
 
 from mailgate.deadline import stay
-from mailgate.flush import Flushes
+from mailgate.flush import Flushes, Outgoing
 from mailgate.syntax import check_host_name
 from mailgate_smtp.hop import CONFUSED, LOST, NOTHING, UNREACHABLE, Features, HopError
 from mailgate_smtp.identity import Identity, xclient, xforward
@@ -54,7 +54,7 @@ class _Outlasting(asyncio.Future[Reply]):
 
 
 @final
-class Upstream(asyncio.Protocol):
+class Upstream(Outgoing):
     """One connection, greeted and ready; `NextHop` says what its methods do.
 
     ``since`` is when it began to wait for a reply, in the loop's time, and 0 while it does not;
@@ -68,6 +68,7 @@ class Upstream(asyncio.Protocol):
         flushes: Flushes,
         timeouts: Timeouts,
     ) -> None:
+        super().__init__(flushes)
         self.target = target
         self.answers_each = target.lmtp
         self.features = NOTHING
@@ -78,16 +79,14 @@ class Upstream(asyncio.Protocol):
         self.since = 0.0
         self.patience = 0.0
         self._loop = loop
-        self._flushes = flushes
         self._decoder = ReplyDecoder()
         self._banner: asyncio.Future[Reply] = loop.create_future()
         # It may come before anybody awaits it.
         self._awaited: deque[asyncio.Future[Reply]] = deque([self._banner])
         self._accepted = 0  # recipients
         self._failure: HopError | None = None
-        self._out: list[bytes] = []  # until the end of the loop's turn
-        self._unsent: list[bytes] = []  # of the content
-        self._unsent_octets = 0
+        self._gathered: list[bytes] = []  # of the content
+        self._gathered_octets = 0
         self._in_turn = 0  # octets that were written since others had their turn
         self._room: asyncio.Future[None] | None = None
         self._full = False
@@ -95,8 +94,6 @@ class Upstream(asyncio.Protocol):
         self._told: Identity | None = None
         self._exchange = False  # it waits for what no command is: a SASL response, content
         self._timeouts = timeouts
-
-    _transport: asyncio.Transport
 
     @property
     def usable(self) -> bool:
@@ -150,7 +147,7 @@ class Upstream(asyncio.Protocol):
                 awaited.exception()  # somebody may have stopped waiting for it
         self._wake()
         self.since = 0.0
-        self._out.clear()
+        self._gone = True
         self._transport.abort()
 
     def expire(self) -> None:
@@ -169,15 +166,7 @@ class Upstream(asyncio.Protocol):
             raise HopError("half a reply that nobody asked for", CONFUSED)
         self._awaited.extend(replies)
         self.since, self.patience = self._loop.time(), patience
-        if not self._out:
-            self._flushes.soon(self._flush)
-        self._out.append(octets)
-
-    def _flush(self) -> None:
-        if self._out:
-            octets = b"".join(self._out) if len(self._out) > 1 else self._out[0]
-            self._out.clear()
-            self._transport.write(octets)
+        self._say_soon(octets)
 
     def command(self, line: bytes, patience: float = 0.0) -> asyncio.Future[Reply]:
         """Send one command line; its reply comes, for AUTH whatever code it has.
@@ -215,8 +204,7 @@ class Upstream(asyncio.Protocol):
         self.since, self.patience = self._loop.time(), self._timeouts.upstream
         if client is not None:
             self._told, header = client
-            self._out.append(header)
-            self._flush()
+            self._transport.write(header)
             self.identified = True
         answer = await self._banner
         if answer.code != 220:
@@ -377,11 +365,11 @@ class Upstream(asyncio.Protocol):
     async def write(self, piece: bytes) -> None:
         if self._failure is not None:
             raise self._failure
-        self._unsent.append(piece)
-        self._unsent_octets += len(piece)
-        if self._unsent_octets >= TOGETHER:
-            self._in_turn += self._unsent_octets
-            self._out.append(self._take_unsent())
+        self._gathered.append(piece)
+        self._gathered_octets += len(piece)
+        if self._gathered_octets >= TOGETHER:
+            self._in_turn += self._gathered_octets
+            self._say(self._take_gathered())
             self._flush()
             if self._full:
                 await self._make_room()
@@ -389,10 +377,10 @@ class Upstream(asyncio.Protocol):
                 self._in_turn = 0
                 await asyncio.sleep(0)
 
-    def _take_unsent(self) -> bytes:
-        octets = b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0]
-        self._unsent.clear()
-        self._unsent_octets = 0
+    def _take_gathered(self) -> bytes:
+        octets = b"".join(self._gathered) if len(self._gathered) > 1 else self._gathered[0]
+        self._gathered.clear()
+        self._gathered_octets = 0
         return octets
 
     async def _make_room(self) -> None:
@@ -409,9 +397,9 @@ class Upstream(asyncio.Protocol):
         if self._failure is not None:
             lost = self._failure
             raise HopError(str(lost), lost.reply, gone=lost.gone, unsent=True)
-        self._unsent.append(b".\r\n")
+        self._gathered.append(b".\r\n")
         awaited = [_Outlasting(loop=self._loop) for _ in range(number)]
-        self._send(self._take_unsent(), awaited, self._timeouts.upstream_dot)
+        self._send(self._take_gathered(), awaited, self._timeouts.upstream_dot)
         self.messages += 1
         replies: list[Reply] = []
         try:
@@ -453,7 +441,7 @@ class Upstream(asyncio.Protocol):
         if self._failure is None:
             self._failure = HopError("it was released", LOST)
             with contextlib.suppress(RuntimeError, OSError):
-                self._out.append(b"QUIT\r\n")
+                self._say(b"QUIT\r\n")
                 self._flush()
             self._transport.close()
 

@@ -1,7 +1,7 @@
 """One connection of a client: command lines and content in, replies out, in step.
 
 No task belongs to a connection.  What was read is worked off at once, and replies to pipelined
-commands leave together (RFC 2920 3.2); only what waits for a handler or for the next hop goes
+commands leave together (RFC 2920 3.2) at the end of the loop's turn; only what waits for a handler or for the next hop goes
 on by itself, and input queues up meanwhile.
 """
 
@@ -206,7 +206,7 @@ class Connection(Outgoing):
             self._run(self._session.begin())
 
     def _turn_away(self, reason: str, answer: Reply) -> None:
-        self._part(reason, answer)
+        self._end_with(reason, answer)
         self._flush()
         self._run(None)
 
@@ -325,6 +325,9 @@ class Connection(Outgoing):
         if work is None and not self._ended and not self._gone and not self._eof:
             awaitable = self._advance()
             if awaitable is None and not self._ended:
+                if self._out:  # a line that is too long was answered
+                    self._since = self._host.loop.time()
+                self._turn = 0
                 self._flush_soon()
                 return
             work = self._go_on(awaitable)
@@ -370,8 +373,9 @@ class Connection(Outgoing):
                     return self._make_room()
                 if self._turn > TURN:
                     return self._next_turn()
-                if (session.errors or session.junk) and session.tries_us:
-                    self._part("too many errors", replies.TOO_MANY_ERRORS)
+                # Most clients make none: that is a call less for each command.
+                if (session.errors or session.junk) and session.too_many_errors:
+                    self._end_with("too many errors", replies.TOO_MANY_ERRORS)
                     break
                 if (content := self._content) is not None:
                     if not self._lines.waiting and not content.ended:
@@ -423,8 +427,8 @@ class Connection(Outgoing):
             return session.take(line)
         return None
 
-    def _part(self, reason: str, answer: Reply) -> None:
-        """Have the connection end behind a reply."""
+    def _end_with(self, reason: str, answer: Reply) -> None:
+        """Have the connection end behind a reply; the reason is logged."""
         log.info("smtp connection of %s closed: %s", self._name, reason)
         self.answer(answer)
         self.hang_up()
@@ -432,7 +436,7 @@ class Connection(Outgoing):
     def _turn_bad(self, error: WireError) -> None:
         """End the connection: what the client sent can be understood in two ways."""
         bare = isinstance(error, BareLF)
-        self._part(str(error), replies.BARE_LF if bare else replies.TOO_LONG)
+        self._end_with(str(error), replies.BARE_LF if bare else replies.TOO_LONG)
 
     def _fault(self, error: Exception | None) -> None:
         """End the connection where we cannot tell any more what was answered."""

@@ -82,6 +82,7 @@ class SmtpSession:
         self._refused: Reply | None = None  # the connection
         self._chunk, self._last, self._by_chunk = 0, False, False
         self._chunk_refusal: Reply | None = None  # chunks behind it are refused, too
+        self._most_errors = self._options.limits.errors
         self.errors = 0
         self.junk = 0
 
@@ -91,9 +92,9 @@ class SmtpSession:
         return self._transaction is None
 
     @property
-    def tries_us(self) -> bool:
-        """Tell whether the client makes too many errors, or says too much that means nothing."""
-        return self.errors > self._options.limits.errors or self.junk > JUNK
+    def too_many_errors(self) -> bool:
+        """Tell whether the client makes too many, or says too much that means nothing."""
+        return self.errors > self._most_errors or self.junk > JUNK
 
     # -- the connection --------------------------------------------------------------------------
 
@@ -145,8 +146,8 @@ class SmtpSession:
         conversation = self._client.conversation
         if conversation is not None:
             interest = conversation.interest
-            looks = interest.verbs or interest.observes_commands
-            if looks and await self._ask(conversation, verb, argument):
+            is_asked = interest.verbs or interest.observes_commands
+            if is_asked and await self._ask(conversation, verb, argument):
                 return
         if handler is None:
             self._error(replies.UNKNOWN)

@@ -57,6 +57,16 @@ async def test_octets_of_a_command_do_not_prolong_its_time() -> None:
 
 
 @in_loop
+async def test_the_time_of_a_command_begins_behind_the_reply_to_a_line_that_is_too_long() -> None:
+    async with proxied(timeouts=Timeouts(command=1.0)) as (running, _):
+        client = await running.greeted()
+        await asyncio.sleep(0.8)
+        assert (await client.say(b"N" * 5000)).code == 500
+        await asyncio.sleep(0.5)
+        assert (await client.say(b"NOOP")).code == 250
+
+
+@in_loop
 async def test_a_message_that_stops_is_given_up() -> None:
     async with proxied(timeouts=SOON) as (running, mta):
         client = await running.greeted(MAIL, RCPT, b"DATA")

@@ -62,7 +62,7 @@ class Eager:
         the coroutine gets one of its own, and begins in the loop's next turn.
         """
         carrier = self._spare.pop() if self._spare else None
-        if carrier is None or carrier.woken.done():  # a coroutine may have cancelled its wait
+        if carrier is None or carrier.woken.done():  # somebody may have cancelled it
             task = self._keep(ShieldedStart(_logged(job), loop=self._loop))
             task.add_done_callback(lambda _: job.close())  # it may end without having begun
             if not self._spare:

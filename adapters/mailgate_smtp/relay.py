@@ -90,8 +90,8 @@ class Relay:
         self._hop = hop
         return hop
 
-    def _at_hand(self) -> NextHop | None:
-        """Return the next hop where there is none yet and `ready` would not have to wait."""
+    def _take_at_hand(self) -> NextHop | None:
+        """Take a next hop where this client has none; None where `ready` has to wait for one."""
         if self._hop is None and not self._pinned and not self._gone:
             self._hop = self._route.at_hand(self)
             return self._hop
@@ -209,7 +209,7 @@ class Relay:
         """
         if self._hop is not None and self._said and not fresh:
             await self._take_back(self._hop)
-        hop = (None if fresh else self._at_hand()) or await self.ready(fresh=fresh)
+        hop = (None if fresh else self._take_at_hand()) or await self.ready(fresh=fresh)
         features = hop.features
         said = carried(sender, features), [carried(path, features) for path in recipients]
         self._working = self._said = True  # it may have begun before it has answered
@@ -302,7 +302,7 @@ class Relay:
         self._working = True
         try:
             hop = self._open_hop()
-            answer = await hop.data()
+            answer = await hop.data()  # as `data`, without its coroutine
             if answer.code != 354:
                 await self.reset()
                 return [answer]

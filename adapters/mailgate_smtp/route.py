@@ -249,13 +249,16 @@ class Route:
     def at_hand(self, borrower: Borrower) -> NextHop | None:
         """Return a next hop that knows the client, None where `take` and `identify` have to wait.
 
-        There is one where a single upstream has an idle connection, which is the rule.
+        There is one where the first upstream is up and has an idle connection: the rule.
         """
         way = self._ways[0]
-        if len(self._ways) > 1 or isinstance(way, Maildir) or way in self._down:
+        if isinstance(way, Maildir) or way in self._down:
             return None
         upstream = way.at_hand(borrower)
-        if upstream is None or self._introduces(borrower, upstream):
+        if upstream is None:
+            return None
+        self._features = upstream.features
+        if self._introduce(borrower, upstream):
             return upstream
         way.give_back(upstream)
         return None
@@ -292,7 +295,7 @@ class Route:
 
     async def identify(self, borrower: Borrower, hop: NextHop) -> bool:
         """Have the next hop know the client; False where it knows another one for good."""
-        if not isinstance(hop, Upstream) or self._introduces(borrower, hop):
+        if not isinstance(hop, Upstream) or self._introduce(borrower, hop):
             return True
         if hop.identified:
             return False
@@ -300,12 +303,15 @@ class Route:
         await hop.impersonate(options.name, borrower.identity, options.identity)
         return True
 
-    def _introduces(self, borrower: Borrower, upstream: Upstream) -> bool:
-        """Have a connection know the client, where nothing has to be awaited for that."""
+    def _introduce(self, borrower: Borrower, upstream: Upstream) -> bool:
+        """Tell a connection who the client is, where that is said with MAIL.
+
+        False where something has to be awaited for it, or the connection knows another client.
+        """
         how, identity = self._options.identity, borrower.identity
         if how == "none" or upstream.knows(identity):
             return True
-        return not upstream.identified and upstream.forward(identity, how)
+        return not upstream.identified and upstream.announce(identity, how)
 
     def give_back(self, hop: NextHop, *, hang_up: bool = False) -> None:
         """Take a next hop back; ``hang_up`` where a message is under way on it."""

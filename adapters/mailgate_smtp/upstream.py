@@ -72,7 +72,6 @@ class Upstream(Outgoing):
         self.target = target
         self.answers_each = target.lmtp
         self.features = NOTHING
-        self.identified = False  # it knows one client by XCLIENT or PROXY: not for others
         self.logged_in = False  # as one client: not for others either
         self.messages = 0
         self.last = loop.time()  # when a message ended on it
@@ -91,7 +90,7 @@ class Upstream(Outgoing):
         self._room: asyncio.Future[None] | None = None
         self._full = False
         self._forward: Sequence[bytes] = ()  # XFORWARD commands that go before each MAIL
-        self._told: Identity | None = None
+        self._told: Identity | None = None  # by XCLIENT or PROXY: whom it knows for good
         self._exchange = False  # it waits for what no command is: a SASL response, content
         self._timeouts = timeouts
 
@@ -100,6 +99,11 @@ class Upstream(Outgoing):
         """Tell whether another message may be sent."""
         quiet = not self._awaited and not self._exchange and self._decoder.empty
         return quiet and self._failure is None
+
+    @property
+    def identified(self) -> bool:
+        """Tell whether it knows one client by XCLIENT or PROXY: it is not for others."""
+        return self._told is not None
 
     # -- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -169,9 +173,10 @@ class Upstream(Outgoing):
         self._say_soon(octets)
 
     def command(self, line: bytes, patience: float = 0.0) -> asyncio.Future[Reply]:
-        """Send one command line; its reply comes, for AUTH whatever code it has.
+        """Send one command line; return its reply to come, whatever code that has.
 
-        ValueError for a line that would be more than one command.
+        HopError where the connection has failed, at once or when it is awaited; ValueError for
+        a line that would be more than one command.
         """
         if _NO_COMMAND.search(line):
             raise ValueError(f"not a command line: {line[:40]!r}")
@@ -205,7 +210,6 @@ class Upstream(Outgoing):
         if client is not None:
             self._told, header = client
             self._transport.write(header)
-            self.identified = True
         answer = await self._banner
         if answer.code != 220:
             of_client = client is not None
@@ -273,14 +277,13 @@ class Upstream(Outgoing):
         if answer.code != 235:
             raise HopError(f"its answer to AUTH is {answer.code}", NO_LOGIN)
 
-    def forward(self, identity: Identity, how: str) -> bool:
-        """Have XFORWARD say who the client is before each message, where it is offered.
+    def announce(self, identity: Identity, how: str) -> bool:
+        """Have XFORWARD say who the client is with each MAIL from now on.
 
-        ``how`` is one of the ways that `SmtpOptions.identity` names.  False where it asks for
-        `impersonate`.
+        ``how`` is one of the ways that `SmtpOptions.identity` names.  True also where it has
+        nothing to be told; False where it asks for `impersonate`.
         """
         if how in ("auto", "xforward") and b"XFORWARD" in self.features:
-            self._told = identity
             self._forward = xforward(identity, self.features[b"XFORWARD"])
             return True
         return how == "auto" and not self._takes_address
@@ -288,26 +291,22 @@ class Upstream(Outgoing):
     async def impersonate(self, hello: str, identity: Identity, how: str) -> None:
         """Have XCLIENT say who the client is, once and for good.
 
-        HopError where the server does not take it, or is to be told in another way.
+        HopError where what ``how`` names is not offered, or the server refuses the client.
         """
         if how == "xforward" or not self._takes_address:
             raise HopError(f"it does not offer {how.upper()}, or not with ADDR", NO_IDENTITY)
-        self._told = identity
         for line in xclient(identity, self.features[b"XCLIENT"]):
             answer = await self.command(line)
             if not answer.positive:
                 raise HopError(f"its answer to XCLIENT is {answer}", answer, of_client=True)
-            self.identified = True
-        if self.identified:
-            await self._hello(hello_of(identity, hello))
+            self._told = identity
+        await self._hello(hello_of(identity, hello))
 
     def knows(self, identity: Identity) -> bool:
-        """Tell whether it was told of this very client, as far as the way to tell it goes."""
+        """Tell whether it was told of this very client for good, as far as the way to tell goes."""
         told = self._told
-        if told is identity:
-            return True
-        if told is None or not self.identified:
-            return False  # to say it again costs nothing
+        if told is None:
+            return False
         if self._takes_address:
             return told == identity
         return (told.address, told.port) == (identity.address, identity.port)  # PROXY
@@ -337,7 +336,7 @@ class Upstream(Outgoing):
             octets = b"\r\n".join((*lines, b""))
             awaited = [self._loop.create_future() for _ in lines]
             self._send(octets, awaited, self._timeouts.upstream)
-            for each in awaited:
+            for each in awaited:  # a comprehension that awaits would be another coroutine
                 replies.append(self._judge(await each))
         else:
             for line in lines:
@@ -403,7 +402,7 @@ class Upstream(Outgoing):
         self.messages += 1
         replies: list[Reply] = []
         try:
-            for each in awaited:
+            for each in awaited:  # a comprehension that awaits would be another coroutine
                 replies.append(await self._outlast(each))
         except HopError:
             if number == 1:

@@ -187,6 +187,20 @@ async def test_a_login_is_passed_on_line_by_line() -> None:
 
 
 @in_loop
+async def test_a_login_that_is_lost_with_its_connection_is_not_replaced_by_an_idle_one() -> None:
+    mta = passing(("AUTH", b"235 2.7.0 welcome\r\n"))
+    async with unencrypted(onlooker(), mta=mta, auth="passthrough") as (running, _):
+        ann, stranger = await running.greeted(), await running.greeted()
+        assert (await ann.say(b"AUTH PLAIN " + plain("ann"))).code == 235
+        assert (await stranger.deliver(LETTER)).code == 250
+        (used,) = (one for one in mta.connections if any(b"AUTH" in line for line in one.commands))
+        await used.end()
+        codes = [(await ann.say(MAIL)).code, (await ann.say(MAIL)).code]
+        assert codes == [451, 421]
+        assert len(mta.messages) == 1
+
+
+@in_loop
 async def test_a_logged_in_connection_is_for_nobody_else() -> None:
     mta = passing(("AUTH", b"235 2.7.0 welcome\r\n"))
     async with unencrypted(onlooker(), mta=mta, auth="passthrough") as (running, _):

@@ -303,10 +303,16 @@ async def test_nothing_is_told_where_that_is_wished() -> None:
     assert told(mta, b"X") == []
 
 
-@pytest.mark.parametrize("identity", ["xclient", "xforward"])
+@pytest.mark.parametrize(
+    ("identity", "offered"),
+    [("xclient", ()), ("xforward", ()), ("xclient", (XFORWARD,)), ("xforward", (XCLIENT,))],
+)
 @in_loop
-async def test_a_server_that_cannot_be_told_gets_no_mail(identity: str) -> None:
-    async with observed(identity=identity) as (running, mta, _):
+async def test_a_server_that_cannot_be_told_gets_no_mail(
+    identity: str, offered: tuple[bytes, ...]
+) -> None:
+    mta = Mta(keywords=[*OFFERS, *offered])
+    async with observed(mta, identity=identity) as (running, mta, _):
         client = await running.open()
         await client.begin()
         assert (await client.say(MAIL)).text.startswith(b"451 4.4.1")

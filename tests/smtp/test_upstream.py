@@ -201,6 +201,41 @@ async def test_a_client_that_does_not_get_a_connection_is_told_to_try_later() ->
 
 
 @in_loop
+async def test_an_idle_client_gives_up_the_connection_that_was_at_hand() -> None:
+    async with proxied(pool=Pool(max=1), timeouts=Timeouts(upstream=3.0)) as (running, _):
+        first, second = await running.greeted(), await running.greeted()
+        assert (await first.deliver(LETTER)).code == 250
+        assert (await first.say(MAIL)).code == 250
+        assert (await second.deliver(LETTER)).code == 250
+
+
+@in_loop
+async def test_who_pipelines_messages_does_not_overtake_who_waits() -> None:
+    async with proxied(pool=Pool(max=1), timeouts=Timeouts(upstream=3.0)) as (running, mta):
+        first, second = await running.greeted(MAIL, RCPT, b"DATA"), await running.greeted()
+        waiting = asyncio.create_task(second.deliver(b"Subject: second\r\n\r\nx\r\n"))
+        await asyncio.sleep(0.1)
+        again = b"\r\n".join([LETTER + b".", MAIL, RCPT, b"DATA", b""])
+        await first.send(again + LETTER + b".\r\n")
+        assert (await waiting).code == 250
+        assert [(await first.reply()).code for _ in range(5)] == [250, 250, 250, 354, 250]
+        assert [b"second" in message.content for message in mta.messages] == [False, True, False]
+
+
+@in_loop
+async def test_a_connection_that_needs_xclient_first_is_not_lost_to_the_pool() -> None:
+    mta = Mta(keywords=[*OFFERS, b"XCLIENT NAME ADDR"])
+    timeouts = Timeouts(upstream=2.0)
+    async with proxied(mta=mta, identity="xclient", pool=Pool(max=1), timeouts=timeouts) as (
+        running,
+        _,
+    ):
+        client = await running.greeted()
+        for _ in range(3):
+            assert (await client.deliver(LETTER)).code == 250
+
+
+@in_loop
 async def test_the_messages_of_two_clients_are_not_mixed_up() -> None:
     async with proxied(pool=Pool(max=2)) as (running, mta):
         clients = [await running.greeted() for _ in range(8)]
@@ -313,6 +348,41 @@ async def test_mail_goes_to_the_next_server_where_the_first_one_is_gone() -> Non
             assert (await client.deliver(LETTER)).code == 250
         assert running.errors == []
         assert len(mta.messages) == 1
+
+
+@in_loop
+async def test_a_server_that_is_down_is_not_preferred_for_a_connection_that_it_kept() -> None:
+    async with Mta((), [("connect", [Act("close")])]) as first, Mta() as second:
+        options = SmtpOptions(listen="127.0.0.1:0")
+        async with serving(gate(), upstream=(first.url, second.url), options=options) as running:
+            one, other = await running.greeted(MAIL), await running.greeted()
+            assert (await other.deliver(LETTER)).code == 250
+            assert (await one.say(b"RSET")).code == 250
+            assert (await other.deliver(LETTER)).code == 250
+        assert (len(first.messages), len(second.messages)) == (0, 2)
+
+
+@in_loop
+async def test_a_greeting_offers_what_the_connection_at_hand_does() -> None:
+    async with proxied(mta=Mta(keywords=[b"PIPELINING"])) as (running, mta):
+        one = await running.greeted(MAIL)
+        mta.keywords = OFFERS
+        other = await running.greeted()
+        assert (await other.deliver(LETTER)).code == 250
+        assert (await one.say(b"RSET")).code == 250  # and the first connection is at hand
+        assert (await other.deliver(LETTER)).code == 250
+        assert b"8BITMIME" not in (await other.say(b"EHLO other.example.org")).text
+
+
+@in_loop
+async def test_the_first_of_several_servers_has_all_messages_while_it_is_up() -> None:
+    async with Mta() as first, Mta() as second:
+        options = SmtpOptions(listen="127.0.0.1:0")
+        async with serving(gate(), upstream=(first.url, second.url), options=options) as running:
+            client = await running.greeted()
+            for _ in range(3):
+                assert (await client.deliver(LETTER)).code == 250
+        assert (mails(first), mails(second)) == ([3], [])
 
 
 @in_loop

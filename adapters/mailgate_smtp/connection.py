@@ -504,6 +504,8 @@ class Connection(Outgoing):
         self._awaited = self._host.loop.create_future()
         try:
             self._answer_challenge()
+            if (self._eof or self._gone) and not self._awaited.done():
+                self._awaited.cancel()  # no more comes
             return await self._awaited
         finally:
             self._awaited = None

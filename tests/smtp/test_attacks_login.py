@@ -142,6 +142,20 @@ async def test_an_answer_to_a_login_that_is_none_lets_nobody_in(reply: bytes) ->
 
 
 @in_loop
+async def test_who_leaves_with_the_login_is_asked_nothing() -> None:
+    """Nobody will answer: the session is over now, and not when the time of a command is."""
+    async with passing(onlooker([]), mta=answering(ASKS, ASKS)) as (running, mta):
+        client = await running.greeted()
+        client.given += b"AUTH LOGIN\r\n"
+        client.transport.write(b"AUTH LOGIN\r\n")
+        client.transport.write_eof()
+        await client.until_ended()
+        await running.settle()
+        (commands,) = logged_in(mta)
+        assert commands[-1] == b"AUTH LOGIN"
+
+
+@in_loop
 async def test_a_server_that_closes_at_a_login_has_the_proxy_close_too() -> None:
     mta = answering(Send(b"421 4.7.0 too many\r\n"))
     async with passing(onlooker([]), mta=mta) as (running, _):

@@ -95,9 +95,6 @@ class NextHop(Protocol):
     @property
     def answers_each(self) -> bool: ...
 
-    async def mail(self, path: Path) -> Reply:
-        """Begin a message; anything but 2xx has not begun one."""
-
     async def rcpt(self, path: Path) -> Reply:
         """Add a recipient."""
 

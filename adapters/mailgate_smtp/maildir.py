@@ -342,27 +342,20 @@ class MaildirHop:
         """What a server offers that is a maildir."""
         return self._maildir.features
 
-    async def mail(self, path: Path) -> Reply:
-        """Begin a message, unless it is said to be too big."""
-        size = path.parameters.get(b"SIZE", b"0")
-        if size is None or not size.isdigit():
-            return SYNTAX
-        if self._is_too_big(int(size)):
-            return TOO_BIG
-        self._begin(path.mailbox)
-        return SENDER_OK
-
     async def rcpt(self, path: Path) -> Reply:
         """Add a recipient."""
         self._recipients.append(path.mailbox)
         return RECIPIENT_OK
 
     async def envelope(self, sender: Path, recipients: Sequence[Path]) -> Sequence[Reply]:
-        """Begin a message with its recipients."""
-        answer = await self.mail(sender)
-        if not answer.positive:
-            return [answer]
-        return [answer, *[await self.rcpt(path) for path in recipients]]
+        """Begin a message with its recipients, unless it is said to be too big."""
+        size = sender.parameters.get(b"SIZE", b"0")
+        if size is None or not size.isdigit():
+            return [SYNTAX]
+        if self._is_too_big(int(size)):
+            return [TOO_BIG]
+        self._begin(sender.mailbox)
+        return [SENDER_OK, *[await self.rcpt(path) for path in recipients]]
 
     async def data(self) -> Reply:
         """Begin the file with what a final delivery adds (RFC 5321 4.4)."""

@@ -318,9 +318,6 @@ class Upstream(Outgoing):
 
     # -- a message -------------------------------------------------------------------------------
 
-    async def mail(self, path: Path) -> Reply:
-        return (await self.envelope(path, ()))[0]
-
     async def rcpt(self, path: Path) -> Reply:
         answer = self._judge(await self.command(b"RCPT TO:" + path.argument))
         self._accepted += answer.positive

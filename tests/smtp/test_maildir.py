@@ -58,7 +58,8 @@ def quoted(text: str) -> bytes:
 
 async def begin(hop: NextHop) -> None:
     """Take a message up to the reply 354."""
-    assert (await hop.mail(parse_path(b"FROM:<ann@client.example>", b"FROM"))).code == 250
+    sender = parse_path(b"FROM:<ann@client.example>", b"FROM")
+    assert [reply.code for reply in await hop.envelope(sender, ())] == [250]
     assert (await hop.rcpt(parse_path(b"TO:<bob@example.org>", b"TO"))).code == 250
     assert (await hop.data()).code == 354
 
@@ -522,7 +523,7 @@ from mailgate_smtp.wire import parse_path
 
 async def deliver(maildir, pieces):
     hop = maildir.open(Trace("client.example", None, "ESMTP", "1"))
-    await hop.mail(parse_path(b"FROM:<>", b"FROM"))
+    await hop.envelope(parse_path(b"FROM:<>", b"FROM"), ())
     await hop.rcpt(parse_path(b"TO:<bob@example.org>", b"TO"))
     await hop.data()
     for piece in pieces:

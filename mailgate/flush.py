@@ -69,8 +69,7 @@ class Outgoing(asyncio.Protocol):
 
     def _say_soon(self, octets: bytes) -> None:
         """Have octets written at the end of the loop's turn."""
-        self._out.append(octets)
-        self._unsent += len(octets)
+        self._say(octets)
         self._flushes.soon(self._flush)
 
     def _flush(self) -> None:

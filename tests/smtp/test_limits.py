@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 from typing import Literal
 
 import pytest
 
-from mailgate import Message, Policy, Reject
+from mailgate import Message, Policy, Reject, Session
 from mailgate.chain import Defaults
 from mailgate.limits import Limits as CoreLimits
 from mailgate_smtp import connection
 from mailgate_smtp.options import Limits, Timeouts
 from tests.core.asking import in_loop
 from tests.hostile.cases import Act, Kind, Send, Wait
-from tests.milter.running import PATIENCE
+from tests.milter.running import LOOPS, PATIENCE, run
 from tests.smtp.client import Client
 from tests.smtp.gate import gate
 from tests.smtp.mta import Mta, Script
@@ -305,6 +307,33 @@ async def test_nothing_is_read_of_a_client_that_does_not_read(
         assert running.engine.sessions == 1  # the other one's
         client.close()
         sent.cancel()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_one_turn_answers_is_written_at_its_end(loop: str) -> None:
+    """Whoever is asked about second, the other client has not got its reply by then."""
+    policy, clients, seen = Policy("looks"), dict[str, socket.socket](), list[bool]()
+
+    @policy.helo
+    async def helo(session: Session) -> None:
+        other = next(client for name, client in clients.items() if name != session.helo)
+        seen.append(bool(select.select([other], [], [], 0)[0]))
+
+    async def test() -> None:
+        async with proxied(policy) as (running, _):
+            loop = asyncio.get_running_loop()
+            for name in ("one.example", "other.example"):
+                clients[name] = client = socket.create_connection(("127.0.0.1", running.port))
+                client.setblocking(False)
+                assert (await loop.sock_recv(client, 1000)).startswith(b"220 ")
+            for name, client in clients.items():
+                client.send(b"HELO %b\r\n" % name.encode())
+            for client in clients.values():
+                assert (await loop.sock_recv(client, 1000)).startswith(b"250 ")
+                client.close()
+
+    run(test, loop)
+    assert seen == [False, False]
 
 
 # -- the end --------------------------------------------------------------------------------------
